@@ -1,0 +1,113 @@
+//! `zabfs bench`: measures parts of a running cluster.
+
+use crate::client_arguments::ClientArguments;
+use crate::runtime;
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use fs_client::data::bench::{self, Plan, Row};
+use protocol::identity::Identity;
+use std::process::ExitCode;
+
+/// Measure parts of a running cluster
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure reading and writing of chunks, without a mount
+    Data(DataBenchCommand),
+}
+
+/// Measure reading and writing of chunks, without a mount
+///
+/// Speaks to the data servers as a mount does (same certificates, encryption, checksums and replication), but without
+/// the kernel, so that what FUSE costs is the difference to the same figures through a mount. Works in one nameless
+/// file, which is gone when the command ends, however it ends (after a kill: when its session expires).
+///
+/// Rows: seq_write and seq_read move the file in pieces of 1 MiB, with as many under way as --pieces says. rand_read
+/// and rand_write touch 4 KiB at random places of it, one at a time and with 64 under way. fsync_write is one write of
+/// 4 KiB, then a sync: when it returns, the bytes are on stable storage of every in-sync replica. A write that
+/// overwrites bytes commits nothing to the metadata here; a mount also commits the file's times.
+#[derive(Debug, Args)]
+pub(crate) struct DataBenchCommand {
+    #[command(flatten)]
+    client: ClientArguments,
+    /// Size of the file in MiB
+    #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    size: u32,
+    /// Seconds for each row of small reads or writes
+    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+    /// Pieces of 1 MiB under way at once in seq_write and seq_read
+    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pieces: u32,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl BenchCommand {
+    /// Runs it.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            BenchCommand::Data(command) => command.run(),
+        }
+    }
+}
+
+impl DataBenchCommand {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let client = self.client.resolve(&["client", "admin"])?;
+        let identity = Identity::load(&client.identity)
+            .with_context(|| format!("cannot use the certificate in {}", client.identity.display()))?;
+        let plan = Plan { size_mib: self.size, seconds: self.seconds, pieces: self.pieces };
+        let rows = runtime::block_on_local(async {
+            tokio::select! {
+                rows = bench::run(client.metadata, identity, plan) => Ok(rows?),
+                () = runtime::termination() => anyhow::bail!("ended by a signal; the file is gone when its session expires"),
+            }
+        })?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&rows)?);
+        } else {
+            print!("{}", table(&rows));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<14}{:>6}{:>11}{:>11}{:>10}{:>10}{:>10}\n",
+        "row", "depth", "ops/s", "MB/s", "p50 us", "p99 us", "max us"
+    );
+    for row in rows {
+        text += &format!(
+            "{:<14}{:>6}{:>11.0}{:>11.1}{:>10}{:>10}{:>10}\n",
+            row.name, row.depth, row.ops_per_second, row.mb_per_second, row.p50_us, row.p99_us, row.max_us
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_per_row_under_its_heads() {
+        let row = Row {
+            name: "rand_read".to_owned(),
+            depth: 64,
+            operations: 1000,
+            seconds: 0.5,
+            ops_per_second: 2000.0,
+            mb_per_second: 8.2,
+            p50_us: 71,
+            p99_us: 900,
+            max_us: 1200,
+        };
+        let text = table(&[row]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0].len(), lines[1].len());
+        assert!(lines[1].starts_with("rand_read") && lines[1].contains(" 2000 "), "{text}");
+    }
+}

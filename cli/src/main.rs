@@ -1,0 +1,112 @@
+//! The `zabfs` command.
+
+mod admin;
+mod bench_command;
+mod client_arguments;
+mod cluster_file;
+mod crush_command;
+mod daemon;
+mod data_command;
+mod data_server_command;
+mod dev_command;
+mod init_command;
+mod logging;
+mod metadata_command;
+mod metadata_server_command;
+mod mount_command;
+mod progress;
+mod recovery_command;
+mod runtime;
+mod scrub_command;
+mod status_command;
+mod umount_command;
+
+use bench_command::BenchCommand;
+use clap::{Parser, Subcommand};
+use crush_command::CrushCommand;
+use data_command::DataCommand;
+use data_server_command::DataServerCommand;
+use dev_command::DevCommand;
+use init_command::{CertCommand, InitCommand};
+use metadata_command::MetadataCommand;
+use metadata_server_command::MetadataServerCommand;
+use mount_command::MountCommand;
+use recovery_command::RecoveryCommand;
+use scrub_command::ScrubCommand;
+use status_command::StatusCommand;
+use std::process::ExitCode;
+use umount_command::UmountCommand;
+
+/// A distributed filesystem.
+#[derive(Debug, Parser)]
+#[command(name = "zabfs", version)]
+struct Cli {
+    #[command(flatten)]
+    logging: logging::Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Placement maps and mappings, offline
+    #[command(subcommand)]
+    Crush(CrushCommand),
+    /// Make a new cluster's certificate authority and certificates
+    Init(InitCommand),
+    /// Issue certificates
+    #[command(subcommand)]
+    Cert(CertCommand),
+    /// Run a metadata server
+    MetadataServer(MetadataServerCommand),
+    /// Run a data server
+    DataServer(DataServerCommand),
+    /// Run a whole cluster and a mount of it in one process
+    Dev(DevCommand),
+    /// Mount a cluster; returns when the mount is ready and goes on in the background
+    Mount(MountCommand),
+    /// Take a mount away, after everything written through it is on stable storage
+    Umount(UmountCommand),
+    /// Show servers, roles, revision, placement groups and space
+    Status(StatusCommand),
+    /// Metadata servers: list, add, promote, remove, replace
+    #[command(subcommand)]
+    Metadata(MetadataCommand),
+    /// Measure parts of a running cluster
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Data servers: list, take out, empty, remove
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Recovery after servers came or went
+    #[command(subcommand)]
+    Recovery(RecoveryCommand),
+    /// Comparing and reading all copies of the data
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli.logging.install();
+    let result = match cli.command {
+        Command::Crush(command) => command.run(),
+        Command::Init(command) => command.run(),
+        Command::Cert(command) => command.run(),
+        Command::MetadataServer(command) => command.run(),
+        Command::DataServer(command) => command.run(),
+        Command::Dev(command) => command.run(),
+        Command::Mount(command) => command.run(),
+        Command::Umount(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Metadata(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Data(command) => command.run(),
+        Command::Recovery(command) => command.run(),
+        Command::Scrub(command) => command.run(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("zabfs: {error:#}");
+        ExitCode::FAILURE
+    })
+}

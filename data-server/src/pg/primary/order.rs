@@ -1,0 +1,410 @@
+//! Clients' requests: judged, ordered, executed here, and sent to the members.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use protocol::data::{DataError, DataReply, DataRequest, IO_MAX, ObjectContext};
+use protocol::replication::{GroupObject, LogEntry, LogOp, Position, StreamBody, Unit};
+use protocol::{InodeId, RequestId, Truncation};
+
+use super::commit::{HeldRead, Pending};
+use super::peer::Stage;
+use super::{Primary, Request};
+use crate::pg::copy::OpBytes;
+use crate::pg::group::{Group, touches};
+use crate::pg::table::Seen;
+use crate::pg::truncation;
+use crate::pg::types::{Context, Output, RequestToken};
+use crate::store::{ObjectInfo, StoreError};
+
+/// What became of a request.
+enum Attempt {
+    /// It is answered or ordered.
+    Done,
+    /// Its place in the window, the store or the map is not there yet.
+    Later(Request),
+}
+
+/// Either an answer or a reason to wait.
+type Judged<T> = Result<T, Verdict>;
+
+enum Verdict {
+    Refuse(DataError),
+    Wait,
+    Damaged { object: GroupObject, offset: u32, length: u32 },
+}
+
+impl From<DataError> for Verdict {
+    fn from(error: DataError) -> Self {
+        Verdict::Refuse(error)
+    }
+}
+
+impl Primary {
+    pub(in crate::pg) fn handle_request(&mut self, g: &mut Group, cx: &mut Context<'_>, request: Request) {
+        let waits_in_line = !self.queue.is_empty() && !matches!(request.body, DataRequest::Read { .. });
+        let token = request.token;
+        let attempt = if waits_in_line { Attempt::Later(request) } else { self.attempt(g, cx, request) };
+        if let Attempt::Later(request) = attempt {
+            if self.queue.len() >= g.settings.queue_max {
+                return refuse(g, token, DataError::Overloaded);
+            }
+            self.queue.push_back(request);
+        }
+        self.advance(g, cx);
+    }
+
+    /// Orders what waited for its place.
+    pub(in crate::pg) fn drain_queue(&mut self, g: &mut Group, cx: &mut Context<'_>) {
+        while let Some(request) = self.queue.pop_front() {
+            if let Attempt::Later(request) = self.attempt(g, cx, request) {
+                self.queue.push_front(request);
+                return;
+            }
+        }
+    }
+
+    fn attempt(&mut self, g: &mut Group, cx: &mut Context<'_>, request: Request) -> Attempt {
+        match self.judge(g, cx, &request) {
+            Ok(()) => Attempt::Done,
+            Err(Verdict::Wait) => Attempt::Later(request),
+            Err(Verdict::Refuse(error)) => {
+                refuse(g, request.token, error);
+                Attempt::Done
+            }
+            Err(Verdict::Damaged { object, offset, length }) => {
+                self.begin_repair(g, object, offset, length, Some(request));
+                Attempt::Done
+            }
+        }
+    }
+
+    fn judge(&mut self, g: &mut Group, cx: &mut Context<'_>, request: &Request) -> Judged<()> {
+        if !self.serves(g, cx) {
+            return Err(self.why_not_serving(g, cx).into());
+        }
+        if touched(&request.body).is_some_and(|unit| self.is_pulling(unit)) {
+            return Err(Verdict::Wait);
+        }
+        let token = request.token;
+        match &request.body {
+            DataRequest::Read { context, offset, length } => {
+                self.read(g, cx, token, context, (*offset, *length))
+            }
+            DataRequest::Write { request: id, context, offset, crc } => {
+                let length = request.payload.len() as u32;
+                if length == 0 || length > IO_MAX {
+                    let why = format!("a write of {length} bytes; 1 to {IO_MAX} are possible");
+                    return Err(DataError::Malformed(why).into());
+                }
+                let bytes = OpBytes { bytes: request.payload.clone(), crc: *crc };
+                self.modify(g, cx, token, *id, context, (*offset, length), Some(bytes))
+            }
+            DataRequest::Zero { request: id, context, offset, length } => {
+                self.modify(g, cx, token, *id, context, (*offset, *length), None)
+            }
+            DataRequest::Sync { .. } => {
+                self.begin_sync(g, token);
+                Ok(())
+            }
+            DataRequest::Scrub { .. } => {
+                Err(DataError::Malformed("a scrub is no operation on objects".to_owned()).into())
+            }
+            DataRequest::TrimInode { inode, chunk_size, truncations, floor, .. } => {
+                self.trim(g, cx, token, *inode, *chunk_size, truncations, *floor)
+            }
+        }
+    }
+
+    fn why_not_serving(&self, g: &Group, cx: &Context<'_>) -> DataError {
+        DataError::Unavailable(if !cx.leased() {
+            "this server has lost contact with the metadata cluster".to_owned()
+        } else {
+            format!("a new primary is taking over in configuration {}", g.version())
+        })
+    }
+
+    /// Executes a read now; the answer waits if it shows something that may still be lost.
+    fn read(
+        &mut self,
+        g: &mut Group,
+        cx: &mut Context<'_>,
+        token: RequestToken,
+        context: &ObjectContext,
+        (offset, length): (u32, u32),
+    ) -> Judged<()> {
+        self.catch_up(g, context)?;
+        if length > IO_MAX || offset.checked_add(length).is_none() {
+            return Err(DataError::Malformed(format!("a read of {length} bytes at {offset}")).into());
+        }
+        let object = group_object(context);
+        let info = g.copy.info(cx, object).map_err(|error| trouble(g, object, (offset, length), error))?;
+        let newest = check_fresh(g, &context.truncations, object, info)?;
+        let mut end = info.map_or(0, |info| info.size);
+        if let Some(info) = info.filter(|info| info.truncate_seq < newest) {
+            let cut =
+                truncation::cut(&context.truncations, info.truncate_seq, object.chunk, g.view.chunk_size);
+            end = end.min(cut.map_or(u64::MAX, u64::from));
+        }
+        let length = u64::from(length).min(end.saturating_sub(u64::from(offset)));
+        let piece = if length == 0 {
+            None
+        } else {
+            let key = g.copy.key(object);
+            let read = cx.store.read(key, u64::from(offset), length as usize);
+            read.map_err(|error| trouble(g, object, (offset, length as u32), error))?
+        };
+        let (payload, crc) =
+            piece.map_or((Bytes::new(), crc32c::crc32c(b"")), |piece| (piece.data, piece.crc));
+        let unit = Unit::Object(object);
+        let until = self.pending.iter().rev().find(|p| touches(p.unit, unit)).map_or(0, |p| p.sequence);
+        let reply = DataReply::Data { crc };
+        if until <= self.committed {
+            g.outputs.push_back(Output::reply(token, reply, payload));
+        } else if self.reads.len() >= g.settings.queue_max {
+            return Err(DataError::Overloaded.into());
+        } else {
+            self.reads.push(HeldRead { until, token, reply, payload });
+        }
+        Ok(())
+    }
+
+    /// A write (with bytes) or the making of zeros.
+    #[allow(clippy::too_many_arguments, reason = "the parts of two messages that are treated alike")]
+    fn modify(
+        &mut self,
+        g: &mut Group,
+        cx: &mut Context<'_>,
+        token: RequestToken,
+        request: RequestId,
+        context: &ObjectContext,
+        (offset, length): (u32, u32),
+        bytes: Option<OpBytes>,
+    ) -> Judged<()> {
+        self.catch_up(g, context)?;
+        if offset.checked_add(length).is_none_or(|end| end > g.view.chunk_size) {
+            let why = format!("{length} bytes at {offset} do not fit into a chunk of {}", g.view.chunk_size);
+            return Err(DataError::Malformed(why).into());
+        }
+        if g.view.blocked.contains_key(&request.session) {
+            return Err(DataError::Fenced.into());
+        }
+        match g.copy.table.seen(request) {
+            Seen::New => {}
+            Seen::Superseded => return Err(DataError::Superseded.into()),
+            Seen::Ordered { allocated, at } => {
+                self.answer_again(g, token, allocated, at);
+                return Ok(());
+            }
+        }
+        self.check_writable(
+            g,
+            bytes.is_some() && (cx.store.is_full() || self.peers.values().any(|p| p.full)),
+        )?;
+        let object = group_object(context);
+        let info = g.copy.info(cx, object).map_err(|error| trouble(g, object, (offset, length), error))?;
+        let newest = check_fresh(g, &context.truncations, object, info)?;
+        let cut = info.filter(|info| info.truncate_seq < newest).map(|info| {
+            let cut =
+                truncation::cut(&context.truncations, info.truncate_seq, object.chunk, g.view.chunk_size);
+            info.size.min(cut.map_or(u64::MAX, u64::from)) as u32
+        });
+        self.check_window(g, bytes.as_ref().map_or(0, |data| data.bytes.len()))?;
+        let op = match &bytes {
+            Some(_) => LogOp::Write { object, cut, truncate_seq: newest, offset, length },
+            None => LogOp::Zero { object, cut, truncate_seq: newest, offset, length },
+        };
+        let creates_nothing = bytes.is_none() && info.is_none();
+        let allocated = self.order(g, cx, Some(request), op, bytes.unwrap_or_default(), token)?;
+        if !creates_nothing {
+            g.stats.changed(object, info, allocated);
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one message")]
+    fn trim(
+        &mut self,
+        g: &mut Group,
+        cx: &mut Context<'_>,
+        token: RequestToken,
+        inode: InodeId,
+        chunk_size: u32,
+        truncations: &[Truncation],
+        floor: u64,
+    ) -> Judged<()> {
+        self.check_writable(g, false)?;
+        self.check_window(g, 0)?;
+        let op = LogOp::Trim { inode, chunk_size, truncations: truncations.to_vec(), floor };
+        let first = GroupObject { inode, chunk: 0 };
+        let count = |g: &mut Group, cx: &mut Context<'_>| match g.copy.objects_of(cx, inode.0) {
+            Ok(objects) => Ok(objects.len() as u64),
+            Err(error) => Err(trouble(g, first, (0, 0), error)),
+        };
+        let before = count(g, cx)?;
+        let allocated = self.order(g, cx, None, op, OpBytes::default(), token)?;
+        // It is ordered: counting wrongly would be no reason to refuse it.
+        let removed = before - count(g, cx).unwrap_or(before).min(before);
+        g.stats.trimmed(inode, removed, allocated);
+        Ok(())
+    }
+
+    /// Gives the operation its place, executes it here and sends it to the members.
+    fn order(
+        &mut self,
+        g: &mut Group,
+        cx: &mut Context<'_>,
+        request: Option<RequestId>,
+        op: LogOp,
+        data: OpBytes,
+        token: RequestToken,
+    ) -> Judged<i64> {
+        let sequence = g.copy.head().sequence + 1;
+        let position = Position { version: g.version(), sequence };
+        let mut entry = LogEntry { position, request, op, allocated: 0 };
+        let unit = entry.op.unit();
+        let span = match &entry.op {
+            LogOp::Write { offset, length, .. } | LogOp::Zero { offset, length, .. } => (*offset, *length),
+            LogOp::Trim { .. } => (0, 0),
+        };
+        let entries = vec![(entry.clone(), Some(data.clone()))];
+        // What is acknowledged elsewhere may use the reserve; this is not yet.
+        let skip = BTreeSet::new();
+        let mut how = g.ordered(&skip);
+        how.use_reserve = matches!(entry.op, LogOp::Zero { .. } | LogOp::Trim { .. });
+        let submitted = match g.copy.execute(cx, entries, &how) {
+            Ok(submitted) => submitted,
+            Err(error) => {
+                let object = match (&error, unit) {
+                    (StoreError::Corrupt { key, .. }, _) => {
+                        GroupObject { inode: InodeId(key.inode), chunk: key.chunk }
+                    }
+                    (_, Unit::Object(object)) => object,
+                    (_, Unit::Inode(inode)) => GroupObject { inode, chunk: 0 },
+                };
+                return Err(trouble(g, object, span, error));
+            }
+        };
+        entry.allocated = submitted.allocated_delta;
+        g.copy.settle_allocated(entry.allocated);
+        let reply = match unit {
+            Unit::Object(_) => DataReply::Written { allocated: entry.allocated },
+            Unit::Inode(_) => DataReply::Trimmed { allocated: entry.allocated },
+        };
+        let bytes = data.bytes.len();
+        self.pending.push_back(Pending { sequence, unit, bytes, reply, tokens: vec![token] });
+        self.pending_bytes += bytes;
+        let allocated = entry.allocated;
+        self.send_to_members(g, &entry, &data);
+        Ok(allocated)
+    }
+
+    fn send_to_members(&mut self, g: &mut Group, entry: &LogEntry, data: &OpBytes) {
+        for peer in self.peers.values_mut().filter(|peer| peer.stage == Stage::Streaming) {
+            let apply = match (&peer.fill, entry.op.unit()) {
+                (Some(fill), Unit::Object(object)) => fill.covers(object),
+                // A trim only removes; what it finds it may cut, and the rest is copied later anyway.
+                (Some(_), Unit::Inode(_)) | (None, _) => true,
+            };
+            let OpBytes { bytes: payload, crc } = if apply { data.clone() } else { OpBytes::default() };
+            peer.stream(g, StreamBody::Append { entry: entry.clone(), apply, crc }, payload);
+        }
+    }
+
+    /// A repetition of a request that was ordered before.
+    fn answer_again(&mut self, g: &mut Group, token: RequestToken, allocated: i64, at: u64) {
+        let reply = DataReply::Written { allocated };
+        if at <= self.committed {
+            g.outputs.push_back(Output::reply(token, reply, Bytes::new()));
+        } else if let Some(pending) = self.pending.iter_mut().find(|pending| pending.sequence == at) {
+            pending.tokens.push(token);
+        } else {
+            // Ordered by this server in an earlier tenure and not yet known to be everywhere.
+            self.reads.push(HeldRead { until: at, token, reply, payload: Bytes::new() });
+        }
+    }
+
+    /// The client knows of a fenced session: so must this server, before it orders anything for it.
+    fn catch_up(&self, g: &mut Group, context: &ObjectContext) -> Judged<()> {
+        if context.fence > g.view.epoch {
+            g.outputs.push_back(Output::FetchMap);
+            return Err(Verdict::Wait);
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self, g: &Group, full: bool) -> Judged<()> {
+        if !self.has_quorum(g) {
+            let (certain, least) = (g.config().certain().count(), g.view.min_size);
+            let why = format!("{certain} replicas are up to date, {least} are needed for writing");
+            return Err(DataError::Unavailable(why).into());
+        }
+        if full { Err(DataError::Full.into()) } else { Ok(()) }
+    }
+
+    fn check_window(&self, g: &Group, bytes: usize) -> Judged<()> {
+        let bytes_fit = self.pending.is_empty() || self.pending_bytes + bytes <= g.settings.window_bytes;
+        if g.stalled || self.pending.len() >= g.settings.window_ops || !bytes_fit {
+            return Err(Verdict::Wait);
+        }
+        Ok(())
+    }
+}
+
+/// Refuses operations that know less than the object or its inode: their bytes belong to a file that was cut
+/// since. Returns the newest truncation that the operation knows.
+fn check_fresh(
+    g: &Group,
+    truncations: &[Truncation],
+    object: GroupObject,
+    info: Option<ObjectInfo>,
+) -> Judged<u64> {
+    let newest = truncation::newest(truncations);
+    let known = info.map_or(0, |info| info.truncate_seq).max(g.copy.table.floor(object.inode));
+    if newest < known { Err(DataError::StaleTruncation { known }.into()) } else { Ok(newest) }
+}
+
+/// What an error of the store means for the request.
+fn trouble(g: &mut Group, object: GroupObject, (offset, length): (u32, u32), error: StoreError) -> Verdict {
+    match error {
+        StoreError::Busy => {
+            g.stall();
+            Verdict::Wait
+        }
+        StoreError::Full { .. } => Verdict::Refuse(DataError::Full),
+        StoreError::BadChecksum { .. } | StoreError::Invalid(_) => {
+            Verdict::Refuse(DataError::Malformed(error.to_string()))
+        }
+        StoreError::Corrupt { block, .. } => {
+            g.note("serving a request", error);
+            let block_start = block * crate::store::BLOCK_BYTES as u32;
+            let start = offset.min(block_start);
+            let end = (offset + length).max(block_start + crate::store::BLOCK_BYTES as u32);
+            Verdict::Damaged { object, offset: start, length: end - start }
+        }
+        StoreError::Failed(_) | StoreError::Damaged(_) | StoreError::Refused(_) => {
+            let why = error.to_string();
+            g.note("serving a request", error);
+            Verdict::Refuse(DataError::Unavailable(why))
+        }
+    }
+}
+
+pub(super) fn refuse(g: &mut Group, token: RequestToken, error: DataError) {
+    g.outputs.push_back(Output::Reply { token, response: Err(error), payload: Bytes::new() });
+}
+
+/// What a request looks at or changes.
+fn touched(body: &DataRequest) -> Option<Unit> {
+    match body {
+        DataRequest::Read { context, .. }
+        | DataRequest::Write { context, .. }
+        | DataRequest::Zero { context, .. } => Some(Unit::Object(group_object(context))),
+        DataRequest::TrimInode { inode, .. } => Some(Unit::Inode(*inode)),
+        DataRequest::Sync { .. } | DataRequest::Scrub { .. } => None,
+    }
+}
+
+fn group_object(context: &ObjectContext) -> GroupObject {
+    GroupObject { inode: context.object.inode, chunk: context.object.chunk }
+}

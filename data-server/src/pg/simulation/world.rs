@@ -1,0 +1,885 @@
+//! The world: servers with their stores, links that break, a metadata service, clients. One seed is one run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use protocol::data::{DataRequest, DataResponse};
+use protocol::map::{PgChange, PgConfig};
+use protocol::replication::PeerMessage;
+use protocol::{DataServerId, MapEpoch, PgId, PoolId, SessionId, StoreUuid};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use super::clients::{Clients, Outbound};
+use super::meta::{MIN_SIZE, Metadata, SIZE, TIMEOUT_MS};
+use super::store::SimStore;
+use crate::pg::{Context, GroupView, Me, Output, Replica, RequestToken, Settings, Tick};
+
+pub(super) const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
+pub(super) const CHUNK: u32 = 64;
+const LEASE_MARGIN_MS: u64 = 200;
+
+pub(super) struct Rng(ChaCha8Rng);
+
+impl Rng {
+    pub(super) fn new(seed: u64) -> Self {
+        Rng(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.0.next_u64() % bound.max(1)
+    }
+
+    pub(super) fn chance(&mut self, per_mille: u64) -> bool {
+        self.below(1000) < per_mille
+    }
+
+    /// Usually short, at times long.
+    fn latency(&mut self) -> u64 {
+        if self.chance(20) { self.below(300) } else { 1 + self.below(4) }
+    }
+}
+
+/// What happens in a run besides the clients' work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Faults {
+    /// A fault happens on average every so many milliseconds; 0 for none.
+    pub(super) every_ms: u64,
+    /// Machines may lose power, one at a time.
+    pub(super) power_loss: bool,
+    /// Stored objects get damaged.
+    pub(super) damage: bool,
+}
+
+struct Node {
+    store: SimStore,
+    replica: Option<Replica>,
+    incarnation: u64,
+    clean: bool,
+    registered: bool,
+    paused_until: u64,
+    lease_until: u64,
+    /// Leases that wait for a map: sent at, epoch.
+    leases: Vec<(u64, u64)>,
+    map_epoch: u64,
+    tokens: BTreeMap<RequestToken, (usize, u64)>,
+    /// Syncs in service, with the end of the log when they came.
+    syncs: BTreeMap<RequestToken, u64>,
+    last_token: u64,
+    sync_scheduled: bool,
+    write_scheduled: bool,
+    room_scheduled: bool,
+}
+
+enum Event {
+    Tick(DataServerId),
+    Heartbeat(DataServerId),
+    HeartbeatArrives {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+    },
+    Lease {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+        epoch: u64,
+    },
+    Register(DataServerId),
+    Map {
+        server: DataServerId,
+        incarnation: u64,
+        epoch: u64,
+        config: PgConfig,
+        blocked: Rc<BTreeMap<SessionId, MapEpoch>>,
+    },
+    Deliver {
+        from: DataServerId,
+        to: DataServerId,
+        link: u64,
+        message: PeerMessage,
+        payload: Bytes,
+    },
+    LinkUp {
+        a: DataServerId,
+        b: DataServerId,
+    },
+    Written(DataServerId, u64),
+    Durable(DataServerId, u64),
+    Room(DataServerId, u64),
+    Propose {
+        from: DataServerId,
+        version: u64,
+        change: PgChange,
+    },
+    MetaTick,
+    Restart(DataServerId),
+    Request {
+        server: DataServerId,
+        client: usize,
+        attempt: u64,
+        body: DataRequest,
+        payload: Bytes,
+    },
+    Answer {
+        client: usize,
+        attempt: u64,
+        response: DataResponse,
+        payload: Bytes,
+    },
+    ClientStep(usize),
+    Fault,
+}
+
+mod known;
+
+/// Objects of a store.
+pub(super) type Objects = BTreeMap<crate::store::ObjectKey, super::store::SimObject>;
+
+pub(super) struct World {
+    pub(super) rng: Rng,
+    pub(super) now: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    last_event: u64,
+    nodes: BTreeMap<DataServerId, Node>,
+    pub(super) meta: Metadata,
+    pub(super) clients: Clients,
+    /// Number of the connection between two servers, and when it was cut.
+    links: BTreeMap<(DataServerId, DataServerId), u64>,
+    cut: BTreeSet<(DataServerId, DataServerId)>,
+    /// Servers that cannot reach the metadata cluster until then.
+    lonely: BTreeMap<DataServerId, u64>,
+    arrival: BTreeMap<(DataServerId, DataServerId), u64>,
+    faults: Faults,
+    /// Bytes of recovery per tick: from a burst down to an object in seconds.
+    recovery_credit: i64,
+    /// Entries kept of the operation log.
+    pub(super) log_max: usize,
+    /// The largest end of the log that a sync was answered for.
+    synced: u64,
+    pub(super) problem: Option<String>,
+    pub(super) faults_seen: u64,
+    /// Tell everything (`TRACE=1` in the environment).
+    trace: bool,
+}
+
+fn settings(log_max: usize) -> Settings {
+    Settings {
+        retry_ms: 150,
+        drop_after_ms: 900,
+        grace_ms: TIMEOUT_MS + 200,
+        window_ops: 8,
+        window_bytes: 256,
+        queue_max: 64,
+        log_max,
+        log_trim: 8,
+        fill_piece_bytes: 24,
+        fill_window_bytes: 2048,
+        lag_bytes: 8192,
+    }
+}
+
+fn pair(a: DataServerId, b: DataServerId) -> (DataServerId, DataServerId) {
+    (a.min(b), a.max(b))
+}
+
+impl World {
+    pub(super) fn new(seed: u64, servers: u32, clients: usize, faults: Faults) -> Self {
+        let mut world = World {
+            rng: Rng::new(seed),
+            now: 1000,
+            events: BTreeMap::new(),
+            last_event: 0,
+            nodes: BTreeMap::new(),
+            meta: Metadata::default(),
+            clients: Clients::new(clients),
+            links: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            lonely: BTreeMap::new(),
+            arrival: BTreeMap::new(),
+            faults,
+            log_max: 24,
+            synced: 0,
+            recovery_credit: [100_000, 4096, 900][(seed % 3) as usize],
+            problem: None,
+            faults_seen: 0,
+            trace: std::env::var("TRACE").is_ok(),
+        };
+        for id in 0..servers {
+            let id = DataServerId(id);
+            world.nodes.insert(
+                id,
+                Node {
+                    store: SimStore::default(),
+                    replica: None,
+                    incarnation: 0,
+                    clean: true,
+                    registered: false,
+                    paused_until: 0,
+                    lease_until: 0,
+                    leases: Vec::new(),
+                    map_epoch: 0,
+                    tokens: BTreeMap::new(),
+                    syncs: BTreeMap::new(),
+                    last_token: 0,
+                    sync_scheduled: false,
+                    write_scheduled: false,
+                    room_scheduled: false,
+                },
+            );
+            world.at(u64::from(id.0), Event::Restart(id));
+        }
+        world.at(1, Event::MetaTick);
+        for client in 0..clients {
+            world.at(200 + client as u64, Event::ClientStep(client));
+        }
+        if faults.every_ms > 0 {
+            world.at(1500, Event::Fault);
+        }
+        world
+    }
+
+    fn at(&mut self, delay: u64, event: Event) {
+        self.last_event += 1;
+        self.events.insert((self.now + delay, self.last_event), event);
+    }
+
+    /// Runs until the condition holds; false if it does not within `limit_ms`.
+    pub(super) fn run_until(&mut self, limit_ms: u64, done: impl Fn(&World) -> bool) -> bool {
+        let limit = self.now + limit_ms;
+        let mut checked = 0;
+        while self.problem.is_none() {
+            if self.now >= checked {
+                if done(self) {
+                    return true;
+                }
+                checked = self.now + 20;
+            }
+            let next = self.events.first_entry().filter(|next| next.key().0 <= limit);
+            let Some(((time, _), event)) = next.map(|next| next.remove_entry()) else { return false };
+            self.now = self.now.max(time);
+            self.handle(event);
+        }
+        false
+    }
+
+    pub(super) fn nudge_first_client(&mut self) {
+        self.at(1, Event::ClientStep(0));
+    }
+
+    /// Ends all faults.
+    pub(super) fn heal(&mut self) {
+        self.faults.every_ms = 0;
+        self.lonely.clear();
+        for (a, b) in std::mem::take(&mut self.cut) {
+            self.at(1, Event::LinkUp { a, b });
+        }
+        for node in self.nodes.values_mut() {
+            node.paused_until = 0;
+        }
+    }
+
+    /// All machines lose power at once.
+    pub(super) fn lose_all_power(&mut self) {
+        for id in self.ids() {
+            self.stop(id, true, 50);
+        }
+    }
+
+    /// All processes are killed at once.
+    pub(super) fn kill_all(&mut self) {
+        for id in self.ids() {
+            self.stop(id, false, 50);
+        }
+    }
+
+    pub(super) fn ids(&self) -> Vec<DataServerId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// Every server runs and has said so.
+    pub(super) fn all_are_up(&self) -> bool {
+        let known = |(id, node): (&DataServerId, &Node)| {
+            let incarnation = self.meta.servers.get(id).filter(|s| s.up).map(|s| s.incarnation);
+            node.replica.is_some() && incarnation == Some(node.incarnation)
+        };
+        self.nodes.iter().all(known)
+    }
+
+    pub(super) fn primary_is_quiet(&self) -> bool {
+        let Some(primary) = self.meta.config.primary else { return false };
+        let replica = self.nodes[&primary].replica.as_ref();
+        replica.is_some_and(|r| r.is_active() && !r.wants_credit())
+    }
+
+    fn handle(&mut self, event: Event) {
+        if let Some(server) = self.receiver(&event) {
+            let until = self.nodes[&server].paused_until;
+            if until > self.now {
+                let delay = until - self.now;
+                return self.at(delay, event);
+            }
+        }
+        match event {
+            Event::Tick(server) => {
+                let credit = self.recovery_credit;
+                self.with(server, |replica, cx| {
+                    replica.handle_tick(cx);
+                    if replica.wants_credit() {
+                        replica.handle_credit(cx, credit);
+                    }
+                    if replica.is_scrubbing() || replica.is_verifying() {
+                        replica.handle_scrub_credit(cx, 20_000);
+                    }
+                });
+                self.at(100, Event::Tick(server));
+            }
+            Event::Heartbeat(server) => self.heartbeat(server),
+            Event::HeartbeatArrives { server, incarnation, sent } => {
+                if self.meta.heartbeat(self.now, server, incarnation) {
+                    let (delay, epoch) = (self.rng.latency(), self.meta.epoch);
+                    self.at(delay, Event::Lease { server, incarnation, sent, epoch });
+                } else if self.nodes[&server].incarnation == incarnation {
+                    self.at(5, Event::Register(server));
+                }
+            }
+            Event::Lease { server, incarnation, sent, epoch } => {
+                let node = self.node(server);
+                if node.incarnation == incarnation && node.replica.is_some() {
+                    node.leases.push((sent, epoch));
+                    node.settle_leases();
+                    if node.map_epoch < epoch {
+                        self.send_map(server);
+                    }
+                    self.with(server, |replica, cx| replica.handle_tick(cx));
+                }
+            }
+            Event::Register(server) => self.register(server),
+            Event::Map { server, incarnation, epoch, config, blocked } => {
+                self.take_map(server, incarnation, epoch, config, blocked);
+            }
+            Event::Deliver { from, to, link, message, payload } => {
+                if self.links.get(&pair(from, to)).copied().unwrap_or(0) == link {
+                    self.with(to, |replica, cx| replica.handle_message(cx, from, message, payload));
+                }
+            }
+            Event::LinkUp { a, b } => {
+                self.cut.remove(&pair(a, b));
+                self.with(a, |replica, cx| replica.handle_link(cx, b, true));
+                self.with(b, |replica, cx| replica.handle_link(cx, a, true));
+            }
+            Event::Written(server, incarnation) => {
+                let node = self.node(server);
+                if node.incarnation == incarnation {
+                    node.write_scheduled = false;
+                    let upto = node.store.submitted();
+                    node.store.set_written(upto);
+                    self.progress(server);
+                }
+            }
+            Event::Durable(server, incarnation) => {
+                let node = self.node(server);
+                if node.incarnation == incarnation {
+                    node.sync_scheduled = false;
+                    let upto = node.store.least_kept(false);
+                    node.store.set_durable(upto);
+                    self.progress(server);
+                }
+            }
+            Event::Room(server, incarnation) => {
+                let node = self.node(server);
+                if node.incarnation == incarnation {
+                    node.room_scheduled = false;
+                    node.store.busy = false;
+                    self.with(server, |replica, cx| replica.handle_room(cx));
+                }
+            }
+            Event::Propose { from, version, change } => {
+                let before = self.meta.epoch;
+                self.meta.propose(from, version, &change);
+                if self.meta.epoch != before {
+                    self.check_change(&change);
+                }
+                self.publish(before);
+            }
+            Event::MetaTick => {
+                let before = self.meta.epoch;
+                self.meta.tick(self.now);
+                self.publish(before);
+                self.at(100, Event::MetaTick);
+            }
+            Event::Restart(server) => self.start(server),
+            Event::Request { server, client, attempt, body, payload } => {
+                let node = self.node(server);
+                if node.replica.is_none() {
+                    return;
+                }
+                node.last_token += 1;
+                let token = RequestToken(node.last_token);
+                node.tokens.insert(token, (client, attempt));
+                if matches!(body, DataRequest::Sync { .. }) {
+                    let head = node.replica.as_ref().map_or(0, |replica| replica.position().sequence);
+                    node.syncs.insert(token, head);
+                }
+                self.with(server, |replica, cx| replica.handle_request(cx, token, body, payload));
+            }
+            Event::Answer { client, attempt, response, payload } => {
+                match self.clients.answer(client, attempt, self.now, response, &payload) {
+                    Ok(delay) => self.at(delay, Event::ClientStep(client)),
+                    Err(problem) => self.problem = Some(problem),
+                }
+            }
+            Event::ClientStep(client) => self.client_step(client),
+            Event::Fault => self.fault(),
+        }
+    }
+
+    /// The server whose pause delays the event.
+    fn receiver(&self, event: &Event) -> Option<DataServerId> {
+        match event {
+            Event::Tick(server)
+            | Event::Heartbeat(server)
+            | Event::Lease { server, .. }
+            | Event::Map { server, .. }
+            | Event::Deliver { to: server, .. }
+            | Event::Written(server, _)
+            | Event::Durable(server, _)
+            | Event::Room(server, _)
+            | Event::Request { server, .. } => Some(*server),
+            _ => None,
+        }
+    }
+
+    fn node(&mut self, server: DataServerId) -> &mut Node {
+        self.nodes.get_mut(&server).expect("all servers exist from the beginning")
+    }
+
+    /// Lets a replica do something, and does what it wants.
+    fn with(&mut self, server: DataServerId, act: impl FnOnce(&mut Replica, &mut Context<'_>)) {
+        let now = self.now;
+        let node = self.node(server);
+        let Some(mut replica) = node.replica.take() else { return };
+        let mut outputs = Vec::new();
+        let mut cx = Context {
+            now: Tick(now),
+            lease_until: Tick(node.lease_until),
+            unix_s: now / 1000,
+            store: &mut node.store,
+        };
+        let short = |replica: &Replica| replica.is_active() && replica.certain_members() < MIN_SIZE;
+        let before = short(&replica).then(|| replica.position());
+        act(&mut replica, &mut cx);
+        if before.is_some_and(|before| short(&replica) && replica.position() > before) {
+            let members = replica.certain_members();
+            self.problem = Some(format!("server {server} ordered an operation with {members} members"));
+        }
+        let node = self.node(server);
+        while let Some(output) = replica.poll_output() {
+            outputs.push(output);
+        }
+        node.replica = Some(replica);
+        let incarnation = node.incarnation;
+        let progress = crate::pg::PgStore::progress(&node.store);
+        if node.store.submitted() > progress.written && !node.write_scheduled {
+            node.write_scheduled = true;
+            let delay = 1 + self.rng.below(3);
+            self.at(delay, Event::Written(server, incarnation));
+        }
+        for output in outputs {
+            self.output(server, output);
+        }
+    }
+
+    fn progress(&mut self, server: DataServerId) {
+        let progress = crate::pg::PgStore::progress(&self.nodes[&server].store);
+        self.with(server, |replica, cx| replica.handle_progress(cx, progress.written, progress.durable));
+    }
+
+    fn output(&mut self, server: DataServerId, output: Output) {
+        if self.trace {
+            println!("{} server {server}: {output:?}", self.now);
+        }
+        let incarnation = self.nodes[&server].incarnation;
+        match output {
+            Output::Send { to, message, payload } => self.send(server, to, message, payload),
+            Output::Reply { token, response, payload } => {
+                self.check_reply(server, &response);
+                if let Some(head) = self.node(server).syncs.remove(&token)
+                    && response.is_ok()
+                {
+                    self.check_sync(server, head);
+                }
+                if let Some((client, attempt)) = self.node(server).tokens.remove(&token)
+                    && !self.rng.chance(5)
+                {
+                    let delay = self.rng.latency();
+                    self.at(delay, Event::Answer { client, attempt, response, payload });
+                }
+            }
+            Output::Propose { version, change } => {
+                if !self.is_lonely(server) && !self.rng.chance(50) {
+                    let delay = self.rng.latency();
+                    self.at(delay, Event::Propose { from: server, version, change });
+                }
+            }
+            Output::RequestDurable(_) => {
+                let delay = 2 + self.rng.below(20);
+                let node = self.node(server);
+                if !node.sync_scheduled {
+                    node.sync_scheduled = true;
+                    self.at(delay, Event::Durable(server, incarnation));
+                }
+            }
+            Output::WaitRoom => {
+                let node = self.node(server);
+                if !node.room_scheduled {
+                    node.room_scheduled = true;
+                    self.at(10, Event::Room(server, incarnation));
+                }
+            }
+            Output::FetchMap => self.send_map(server),
+            Output::CorruptBlock | Output::Copied { .. } => {}
+            Output::Removed => {
+                // As the driver does: a new replica is made when the map names this server again.
+                let log_max = self.log_max;
+                let node = self.node(server);
+                let me = Me { server, store: StoreUuid(u128::from(server.0)), incarnation };
+                let replica =
+                    Replica::load(PG, me, settings(log_max), &mut node.store).expect("it was loaded before");
+                node.replica = Some(replica);
+            }
+            Output::Fatal(error) => self.problem = Some(format!("server {server} stopped: {error}")),
+        }
+    }
+
+    /// A success may leave a server only while no other server can be serving.
+    fn check_reply(&mut self, server: DataServerId, response: &DataResponse) {
+        let config = &self.meta.config;
+        let deposed = config.activated && config.primary != Some(server);
+        if response.is_ok() && deposed {
+            let primary = config.primary;
+            self.problem = Some(format!(
+                "server {server} answered {response:?} while {primary:?} served ({})",
+                self.now
+            ));
+        }
+    }
+
+    /// Whoever comes into the in-sync set holds everything that a sync was answered for, on disk.
+    fn check_change(&mut self, change: &PgChange) {
+        let (PgChange::Promote(member) | PgChange::MakeCertain(member)) = change else { return };
+        let node = &self.nodes[&member.server];
+        let durable = node.store.durable_log_end(PG);
+        // Stopped meanwhile, it will register again before it counts.
+        if node.replica.is_some() && node.incarnation == member.incarnation && durable < self.synced {
+            let (server, synced) = (member.server, self.synced);
+            self.problem = Some(format!("{change:?}: server {server} has {durable} of {synced} on disk"));
+        }
+    }
+
+    /// What a sync was answered for is on the disk of every certain member.
+    fn check_sync(&mut self, server: DataServerId, head: u64) {
+        self.synced = self.synced.max(head);
+        let members: Vec<_> = self.meta.config.certain().copied().collect();
+        for member in members {
+            let node = &self.nodes[&member.server];
+            let alive = node.incarnation == member.incarnation && node.replica.is_some();
+            let durable = node.store.durable_log_end(PG);
+            if alive && node.clean && durable < head {
+                self.problem = Some(format!(
+                    "server {server} answered a sync up to {head}, server {} is durable up to {durable} ({})",
+                    member.server, self.now
+                ));
+            }
+        }
+    }
+
+    fn send(&mut self, from: DataServerId, to: DataServerId, message: PeerMessage, payload: Bytes) {
+        let key = pair(from, to);
+        if self.cut.contains(&key) || self.rng.chance(1) {
+            return;
+        }
+        let link = self.links.get(&key).copied().unwrap_or(0);
+        // First in, first out.
+        let wanted = self.now + self.rng.latency();
+        let arrival = self.arrival.entry((from, to)).or_default();
+        *arrival = wanted.max(*arrival);
+        let delay = *arrival - self.now;
+        self.at(delay, Event::Deliver { from, to, link, message, payload });
+    }
+
+    pub(super) fn cut_link(&mut self, a: DataServerId, b: DataServerId, for_ms: u64) {
+        let key = pair(a, b);
+        *self.links.entry(key).or_default() += 1;
+        self.cut.insert(key);
+        self.with(a, |replica, cx| replica.handle_link(cx, b, false));
+        self.with(b, |replica, cx| replica.handle_link(cx, a, false));
+        self.at(for_ms, Event::LinkUp { a, b });
+    }
+
+    fn is_lonely(&self, server: DataServerId) -> bool {
+        self.lonely.get(&server).is_some_and(|until| *until > self.now)
+    }
+
+    fn heartbeat(&mut self, server: DataServerId) {
+        self.at(TIMEOUT_MS / 5, Event::Heartbeat(server));
+        let node = &self.nodes[&server];
+        if node.replica.is_none() {
+            return;
+        }
+        let (incarnation, registered, sent) = (node.incarnation, node.registered, self.now);
+        if self.is_lonely(server) {
+            return;
+        }
+        let delay = self.rng.latency();
+        if registered {
+            self.at(delay, Event::HeartbeatArrives { server, incarnation, sent });
+        } else {
+            self.at(delay, Event::Register(server));
+        }
+    }
+
+    fn start(&mut self, server: DataServerId) {
+        let log_max = self.log_max;
+        let node = self.node(server);
+        if node.replica.is_some() {
+            return;
+        }
+        node.incarnation += 1;
+        let me = Me { server, store: StoreUuid(u128::from(server.0)), incarnation: node.incarnation };
+        match Replica::load(PG, me, settings(log_max), &mut node.store) {
+            Ok(replica) => node.replica = Some(replica),
+            Err(error) => return self.problem = Some(format!("server {server} cannot start: {error}")),
+        }
+        node.registered = false;
+        node.map_epoch = 0;
+        node.lease_until = 0;
+        node.leases.clear();
+        node.paused_until = 0;
+        let first = node.incarnation == 1;
+        self.at(1, Event::Register(server));
+        if first {
+            self.at(3, Event::Heartbeat(server));
+            self.at(7, Event::Tick(server));
+        }
+        for other in self.ids().into_iter().filter(|other| *other != server) {
+            self.at(2, Event::LinkUp { a: server, b: other });
+        }
+    }
+
+    fn register(&mut self, server: DataServerId) {
+        let now = self.now;
+        if self.is_lonely(server) || self.nodes[&server].paused_until > now {
+            return;
+        }
+        let node = self.nodes.get_mut(&server).expect("all servers exist from the beginning");
+        let Some(replica) = &node.replica else { return };
+        if self.meta.servers.get(&server).is_some_and(|s| s.up && s.incarnation == node.incarnation) {
+            return;
+        }
+        let (store, incarnation) = (StoreUuid(u128::from(server.0)), node.incarnation);
+        let position = replica.position();
+        let clean = node.clean;
+        node.registered = true;
+        node.clean = true;
+        let before = self.meta.epoch;
+        self.meta.register(now, server, store, incarnation, clean, position);
+        let epoch = self.meta.epoch;
+        self.publish(before);
+        self.at(2, Event::Lease { server, incarnation, sent: now, epoch });
+    }
+
+    /// Tells everyone about a newer map.
+    fn publish(&mut self, before: u64) {
+        if self.meta.epoch != before {
+            if self.trace {
+                println!("{} configuration {:?}", self.now, self.meta.config);
+            }
+            for server in self.ids() {
+                self.send_map(server);
+            }
+        }
+    }
+
+    fn send_map(&mut self, server: DataServerId) {
+        if self.is_lonely(server) {
+            return;
+        }
+        let (epoch, config) = (self.meta.epoch, self.meta.config.clone());
+        let blocked = Rc::new(self.meta.blocked.clone());
+        let incarnation = self.nodes[&server].incarnation;
+        let delay = self.rng.latency();
+        self.at(delay, Event::Map { server, incarnation, epoch, config, blocked });
+    }
+
+    fn take_map(
+        &mut self,
+        server: DataServerId,
+        incarnation: u64,
+        epoch: u64,
+        config: PgConfig,
+        blocked: Rc<BTreeMap<SessionId, MapEpoch>>,
+    ) {
+        let node = self.node(server);
+        if node.incarnation != incarnation || node.map_epoch >= epoch {
+            return;
+        }
+        node.map_epoch = epoch;
+        node.settle_leases();
+        let epoch = MapEpoch(epoch);
+        let view = GroupView { config, epoch, blocked, size: SIZE, min_size: MIN_SIZE, chunk_size: CHUNK };
+        self.with(server, |replica, cx| replica.handle_view(cx, view));
+    }
+
+    fn client_step(&mut self, client: usize) {
+        let outbound = self.clients.step(client, self.now, &mut self.rng);
+        match outbound {
+            Outbound::Send { attempt, body, payload } => {
+                let guess = self.rng.chance(100);
+                let ids = self.ids();
+                let any = ids[self.rng.below(ids.len() as u64) as usize];
+                let server = if guess { any } else { self.meta.config.primary.unwrap_or(any) };
+                if !self.rng.chance(5) {
+                    let delay = self.rng.latency();
+                    self.at(delay, Event::Request { server, client, attempt, body, payload });
+                }
+                self.at(400, Event::ClientStep(client));
+            }
+            Outbound::Nothing => {}
+        }
+    }
+
+    /// Fences a client's session: from the answer on, others that heard of it see nothing new of it.
+    pub(super) fn fence(&mut self, client: usize) {
+        let before = self.meta.epoch;
+        let session = self.clients.session(client);
+        let epoch = self.meta.fence(session);
+        self.clients.fenced(client, epoch, self.now);
+        self.publish(before);
+    }
+
+    fn fault(&mut self) {
+        if self.faults.every_ms == 0 {
+            return;
+        }
+        self.faults_seen += 1;
+        let ids = self.ids();
+        let one = ids[self.rng.below(ids.len() as u64) as usize];
+        let other = ids[self.rng.below(ids.len() as u64) as usize];
+        let kind = self.rng.below(11);
+        if self.trace {
+            println!("{} fault {kind} {one} {other}", self.now);
+        }
+        match kind {
+            0 => {
+                let for_ms = 20 + self.rng.below(3000);
+                self.stop(one, false, for_ms);
+            }
+            1 => {
+                let for_ms = 20 + self.rng.below(100);
+                self.stop(one, false, for_ms);
+            }
+            2 if self.faults.power_loss && self.may_lose_power(one) => {
+                let for_ms = 20 + self.rng.below(3000);
+                self.stop(one, true, for_ms);
+            }
+            3 => {
+                let for_ms = 100 + self.rng.below(4000);
+                self.node(one).paused_until = self.now + for_ms;
+            }
+            4 if one != other => self.cut_link(one, other, 1),
+            5 if one != other => {
+                let for_ms = 50 + self.rng.below(3000);
+                self.cut_link(one, other, for_ms);
+            }
+            6 => {
+                let until = self.now + 50 + self.rng.below(5000);
+                self.lonely.insert(one, until);
+            }
+            7 => {
+                let before = self.meta.epoch;
+                self.meta.move_primary(one);
+                self.publish(before);
+            }
+            8 if self.nodes[&one].replica.is_some() => {
+                let incarnation = self.nodes[&one].incarnation;
+                let node = self.node(one);
+                node.store.busy = true;
+                node.room_scheduled = true;
+                let delay = 5 + self.rng.below(200);
+                self.at(delay, Event::Room(one, incarnation));
+            }
+            9 if self.faults.damage => self.damage(one),
+            10 => {
+                if let Some(client) = self.clients.to_fence(&mut self.rng) {
+                    self.fence(client);
+                }
+            }
+            _ => {}
+        }
+        let delay = 1 + self.rng.below(2 * self.faults.every_ms);
+        self.at(delay, Event::Fault);
+    }
+
+    /// One machine at a time, with no other fault that takes bytes: what was not synced survives any one server,
+    /// not any two.
+    fn may_lose_power(&self, server: DataServerId) -> bool {
+        let intact = |(id, node): (&DataServerId, &Node)| {
+            let complete = node.replica.as_ref().is_none_or(Replica::is_complete);
+            (*id == server || (node.clean && complete)) && node.store.damaged.is_empty()
+        };
+        let others = self.meta.config.certain().filter(|m| m.server != server);
+        let settled = self.meta.config.in_sync.iter().all(|m| !m.uncertain);
+        settled && others.count() >= 1 && self.nodes.iter().all(intact)
+    }
+
+    /// Damages an object on one server, if all others in sync are intact.
+    fn damage(&mut self, server: DataServerId) {
+        let intact = self.nodes.iter().all(|(id, node)| *id == server || node.store.damaged.is_empty());
+        let uncertain = self.nodes.values().any(|node| !node.clean);
+        if !intact || uncertain || !self.meta.is_healthy() {
+            return;
+        }
+        let keys: Vec<_> = self.nodes[&server].store.objects().keys().copied().collect();
+        if !keys.is_empty() {
+            let key = keys[self.rng.below(keys.len() as u64) as usize];
+            self.node(server).store.damaged.insert(key);
+        }
+    }
+
+    fn stop(&mut self, server: DataServerId, power_loss: bool, restart_after: u64) {
+        if self.nodes[&server].replica.is_none() {
+            return;
+        }
+        for other in self.ids().into_iter().filter(|other| *other != server) {
+            *self.links.entry(pair(server, other)).or_default() += 1;
+            self.with(other, |replica, cx| replica.handle_link(cx, server, false));
+        }
+        let least = self.nodes[&server].store.least_kept(power_loss);
+        let most = self.nodes[&server].store.submitted();
+        let keep = least + self.rng.below(most - least + 1);
+        let node = self.node(server);
+        node.store.crash(keep);
+        node.replica = None;
+        node.tokens.clear();
+        node.syncs.clear();
+        node.clean &= !power_loss;
+        node.sync_scheduled = false;
+        node.write_scheduled = false;
+        node.room_scheduled = false;
+        // Nothing that is under way may reach the next start.
+        node.incarnation += 1;
+        self.at(restart_after, Event::Restart(server));
+    }
+}
+
+impl Node {
+    /// A lease counts once the map is as new as its answer was.
+    fn settle_leases(&mut self) {
+        let map_epoch = self.map_epoch;
+        for (sent, _) in self.leases.extract_if(.., |(_, epoch)| *epoch <= map_epoch) {
+            self.lease_until = self.lease_until.max(sent + TIMEOUT_MS - LEASE_MARGIN_MS);
+        }
+    }
+}

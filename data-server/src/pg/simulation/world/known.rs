@@ -1,0 +1,99 @@
+//! Objects that are written once, spoiled behind everybody's back, and looked at.
+
+use super::*;
+
+impl World {
+    /// Faults begin.
+    pub(in crate::pg::simulation) fn begin_faults(&mut self, every_ms: u64) {
+        self.faults.every_ms = every_ms;
+        self.at(1, Event::Fault);
+    }
+
+    /// The primary writes an object that no client knows.
+    pub(in crate::pg::simulation) fn write_known(&mut self, inode: u64, number: u64) {
+        let Some(primary) = self.meta.config.primary else { return };
+        let payload = Bytes::from(vec![inode as u8; CHUNK as usize - (inode % 7) as usize]);
+        let request = protocol::RequestId { session: SessionId(9000), sequence: number, low_water: 0 };
+        let object = protocol::ObjectId { pool: PG.pool, inode: protocol::InodeId(inode), chunk: 0 };
+        let context = protocol::data::ObjectContext { object, truncations: Vec::new(), fence: MapEpoch(0) };
+        let body = DataRequest::Write { request, context, offset: 0, crc: crc32c::crc32c(&payload) };
+        let token = RequestToken(u64::MAX - number);
+        self.with(primary, |replica, cx| replica.handle_request(cx, token, body, payload));
+    }
+
+    /// Objects of these inodes on a server.
+    pub(in crate::pg::simulation) fn known(
+        &self,
+        server: DataServerId,
+        inodes: std::ops::Range<u64>,
+    ) -> Objects {
+        let objects = self.nodes[&server].store.objects().iter();
+        objects.filter(|(key, _)| inodes.contains(&key.inode)).map(|(k, o)| (*k, o.clone())).collect()
+    }
+
+    /// Objects on a server that do not match their checksum.
+    pub(in crate::pg::simulation) fn damaged(
+        &self,
+        server: DataServerId,
+    ) -> &BTreeSet<crate::store::ObjectKey> {
+        &self.nodes[&server].store.damaged
+    }
+
+    /// The store under a server; for faults that nobody notices.
+    pub(in crate::pg::simulation) fn store(&mut self, server: DataServerId) -> &mut SimStore {
+        &mut self.node(server).store
+    }
+
+    /// Begins a deep scrub, if there is a primary.
+    pub(in crate::pg::simulation) fn scrub(&mut self) {
+        if let Some(primary) = self.meta.config.primary {
+            self.with(primary, |replica, cx| {
+                replica.handle_scrub_start(cx, true);
+            });
+        }
+    }
+
+    /// No scrub is under way.
+    pub(in crate::pg::simulation) fn is_scrubbed(&self) -> bool {
+        let primary = self.meta.config.primary.and_then(|id| self.nodes[&id].replica.as_ref());
+        primary.is_some_and(|r| r.is_active() && !r.is_scrubbing() && !r.wants_credit())
+    }
+
+    /// What the primary says of scrubs.
+    pub(in crate::pg::simulation) fn scrub_record(&self) -> Option<protocol::replication::ScrubRecord> {
+        let primary = self.meta.config.primary.and_then(|id| self.nodes[&id].replica.as_ref());
+        Some(primary?.report()?.scrub)
+    }
+
+    /// State of the servers, for a person who looks for the fault.
+    pub(in crate::pg::simulation) fn describe(&self) -> String {
+        let node = |(id, node): (&DataServerId, &Node)| {
+            let lease = node.lease_until;
+            let state = node.replica.as_ref().map(Replica::describe);
+            format!(
+                "server {id} (incarnation {}, lease {lease}, now {}): {state:?}",
+                node.incarnation, self.now
+            )
+        };
+        self.nodes.iter().map(node).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What differs between the in-sync members, if something does.
+    pub(in crate::pg::simulation) fn divergence(&self) -> Option<String> {
+        let members: Vec<DataServerId> = self.meta.config.in_sync.iter().map(|m| m.server).collect();
+        let (first, others) = members.split_first()?;
+        let expected = self.nodes[first].store.objects();
+        for other in others {
+            let objects = self.nodes[other].store.objects();
+            if objects != expected {
+                let differing = expected.iter().find(|(key, object)| objects.get(key) != Some(object));
+                let extra = objects.iter().find(|(key, _)| !expected.contains_key(key));
+                let there = differing.and_then(|(key, _)| objects.get(key));
+                return Some(format!(
+                    "servers {first} and {other} differ: {differing:?} {there:?} {extra:?}"
+                ));
+            }
+        }
+        None
+    }
+}

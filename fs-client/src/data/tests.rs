@@ -1,0 +1,251 @@
+//! The client against small data servers over QUIC on loopback.
+
+use super::*;
+use crate::meta::MetaConfig;
+use crate::testing::Ca;
+use protocol::data::{DataError, DataResponse};
+use protocol::identity::Role;
+use protocol::map::{DataServerInfo, PgConfig, Pool};
+use protocol::meta::{ClientInfo, MetaReply, MetaRequest, MetaResponse};
+use protocol::transport::TransportConfig;
+use protocol::transport::rpc::{ServeLimits, serve_rpc};
+use protocol::{InodeId, MapEpoch, SessionId, StoreUuid, Timestamp, channel_kind};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
+
+#[derive(Default)]
+struct World {
+    /// What the next requests are answered with, before they are served.
+    errors: VecDeque<DataError>,
+    /// Ids of every write as it came, with the server it came to.
+    writes: Vec<(u32, RequestId)>,
+    /// Data server that answers nothing.
+    mute: Option<u32>,
+    damage_next: bool,
+}
+
+type Shared = Rc<RefCell<World>>;
+
+struct Setup {
+    world: Shared,
+    client: Rc<DataClient>,
+    map: Rc<MapHolder>,
+    addresses: Vec<SocketAddr>,
+    _ca: Ca,
+}
+
+fn bind(ca: &Ca, role: Role, id: u32) -> Endpoint {
+    let address = ([127, 0, 0, 1], 0).into();
+    Endpoint::bind(address, ca.identity(role, id), TransportConfig::default()).expect("binds")
+}
+
+/// A metadata server that opens a session, and two data servers of which the first is primary of all.
+async fn setup() -> Setup {
+    let ca = Ca::new();
+    let world: Shared = Rc::default();
+    let leader = bind(&ca, Role::Metadata, 1);
+    let metadata = leader.local_addr();
+    spawn_local(serve_metadata(leader));
+    let mut addresses = Vec::new();
+    for id in [1, 2] {
+        let endpoint = bind(&ca, Role::Data, id);
+        addresses.push(endpoint.local_addr());
+        spawn_local(serve_data(endpoint, id, world.clone()));
+    }
+    let endpoint = bind(&ca, Role::Client, 1);
+    let map = Rc::new(MapHolder::default());
+    map.replace(map_of(&addresses, 1, 1));
+    let config = MetaConfig {
+        addresses: vec![metadata],
+        session_timeout: Duration::from_secs(10),
+        info: ClientInfo::default(),
+    };
+    let meta = MetaClient::start(endpoint.clone(), config, map.clone());
+    meta.ready(Duration::from_secs(10)).await.expect("a session opens");
+    let client = DataClient::new(endpoint, meta, map.clone());
+    Setup { world, client, map, addresses, _ca: ca }
+}
+
+fn map_of(addresses: &[SocketAddr], epoch: u64, primary: u32) -> ClusterMap {
+    let mut map = ClusterMap { epoch: MapEpoch(epoch), ..ClusterMap::default() };
+    let pool = Pool {
+        name: "data".to_owned(),
+        size: 3,
+        min_size: 2,
+        pg_num: 4,
+        rule: 0,
+        chunk_size: 4096,
+        inline_limit: 0,
+    };
+    map.pools.insert(PoolId(1), pool);
+    for seed in 0..4 {
+        let config = PgConfig { version: epoch, primary: Some(DataServerId(primary)), ..PgConfig::default() };
+        map.pgs.insert(PgId { pool: PoolId(1), seed }, config);
+    }
+    for (index, address) in addresses.iter().enumerate() {
+        let info = DataServerInfo {
+            address: *address,
+            host: String::new(),
+            up: true,
+            session: SessionId(1),
+            store: StoreUuid(index as u128),
+            incarnation: 1,
+            crush_weight: 0,
+            reweight: 0,
+        };
+        map.data_servers.insert(DataServerId(index as u32 + 1), info);
+    }
+    map
+}
+
+async fn serve_metadata(endpoint: Endpoint) {
+    while let Some(connection) = endpoint.accept().await {
+        spawn_local(async move {
+            while let Ok((_, channel)) = connection.accept_channel().await {
+                spawn_local(serve_rpc(channel, ServeLimits::default(), |_, request, _| async move {
+                    let (fence, now) = (MapEpoch(0), Timestamp::default());
+                    let response: MetaResponse = match request {
+                        MetaRequest::OpenSession { .. } => {
+                            Ok(MetaReply::Session { session: SessionId(5), timeout_ms: 10_000, fence, now })
+                        }
+                        _ => Ok(MetaReply::Unchanged),
+                    };
+                    (response, Bytes::new())
+                }));
+            }
+        });
+    }
+}
+
+async fn serve_data(endpoint: Endpoint, id: u32, world: Shared) {
+    while let Some(connection) = endpoint.accept().await {
+        let world = world.clone();
+        spawn_local(async move {
+            while let Ok((kind, channel)) = connection.accept_channel().await {
+                assert_eq!(kind, channel_kind::DATA);
+                let world = world.clone();
+                spawn_local(serve_rpc(channel, ServeLimits::default(), move |_, request, payload| {
+                    let world = world.clone();
+                    async move {
+                        if world.borrow().mute == Some(id) {
+                            std::future::pending::<()>().await;
+                        }
+                        serve_one(&mut world.borrow_mut(), id, &request, &payload)
+                    }
+                }));
+            }
+        });
+    }
+}
+
+fn serve_one(world: &mut World, id: u32, request: &DataRequest, payload: &Bytes) -> (DataResponse, Bytes) {
+    if let DataRequest::Write { request, crc, .. } = request {
+        assert_eq!(*crc, crc32c::crc32c(payload));
+        world.writes.push((id, *request));
+    }
+    if let Some(error) = world.errors.pop_front() {
+        return (Err(error), Bytes::new());
+    }
+    match request {
+        DataRequest::Read { length, .. } => {
+            let data = Bytes::from(vec![b'x'; *length as usize / 2]);
+            let crc = crc32c::crc32c(&data) ^ u32::from(std::mem::take(&mut world.damage_next));
+            (Ok(DataReply::Data { crc }), data)
+        }
+        DataRequest::Write { .. } => (Ok(DataReply::Written { allocated: 4096 }), Bytes::new()),
+        DataRequest::Sync { .. } => (Ok(DataReply::Synced), Bytes::new()),
+        _ => (Err(DataError::Malformed("not in this test".to_owned())), Bytes::new()),
+    }
+}
+
+fn piece() -> Piece {
+    Piece { object: ObjectId { pool: PoolId(1), inode: InodeId(9), chunk: 0 }, offset: 0, length: 8, at: 0 }
+}
+
+fn basis() -> Basis {
+    Basis { generation: 0, truncations: vec![] }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        timeout(Duration::from_secs(30), test).await.expect("the test ends in time");
+    });
+}
+
+#[test]
+fn a_write_is_repeated_under_one_number_until_it_succeeds() {
+    run(async {
+        let Setup { world, client, .. } = &setup().await;
+        world.borrow_mut().errors = VecDeque::from([
+            DataError::Unavailable("taking over".to_owned()),
+            DataError::Overloaded,
+            DataError::NotPrimary { version: 1 },
+        ]);
+        let data = Bytes::from_static(b"12345678");
+        assert_eq!(client.write(&basis(), piece(), data.clone()).await, Ok(4096));
+        assert_eq!(client.write(&basis(), piece(), data).await, Ok(4096));
+        let sequences: Vec<u64> = world.borrow().writes.iter().map(|(_, request)| request.sequence).collect();
+        assert_eq!(sequences, [1, 1, 1, 1, 2]);
+        let last = world.borrow().writes[4].1;
+        assert_eq!((last.session, last.low_water), (SessionId(5), 2));
+    });
+}
+
+#[test]
+fn a_new_map_moves_what_waits_for_a_server_that_is_gone() {
+    run(async {
+        let Setup { world, client, map, addresses, .. } = &setup().await;
+        world.borrow_mut().mute = Some(1);
+        let writing = spawn_local({
+            let client = client.clone();
+            async move { client.write(&basis(), piece(), Bytes::from_static(b"12345678")).await }
+        });
+        // Whether it has reached the mute server by now or not, it must end at the other one.
+        tokio::task::yield_now().await;
+        map.replace(map_of(addresses, 2, 2));
+        assert_eq!(writing.await.expect("no panic"), Ok(4096));
+        assert_eq!(world.borrow().writes.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2]);
+    });
+}
+
+#[test]
+fn final_answers_are_told_apart() {
+    run(async {
+        let Setup { world, client, .. } = &setup().await;
+        let basis = &basis();
+        let read = || client.read(basis, piece());
+        assert_eq!(read().await, Ok(Bytes::from_static(b"xxxx")));
+        world.borrow_mut().damage_next = true;
+        assert_eq!(read().await, Ok(Bytes::from_static(b"xxxx")), "read again after damage on the way");
+        for (error, failure) in [
+            (DataError::StaleTruncation { known: 3 }, DataFailure::Stale),
+            (DataError::Full, DataFailure::Full),
+            (DataError::Corrupt("x".to_owned()), DataFailure::Corrupt("x".to_owned())),
+            (DataError::Fenced, DataFailure::SessionLost),
+        ] {
+            world.borrow_mut().errors.push_back(error);
+            assert_eq!(read().await, Err(failure));
+        }
+        assert_eq!(client.meta.generation(), 1, "being fenced ends the session");
+        assert_eq!(read().await, Err(DataFailure::SessionLost), "the old generation sends nothing more");
+    });
+}
+
+#[test]
+fn a_sync_covers_what_was_written() {
+    run(async {
+        let Setup { client, .. } = &setup().await;
+        client.write(&basis(), piece(), Bytes::from_static(b"12345678")).await.expect("written");
+        assert_eq!(client.unsynced_groups(), 1);
+        client.sync_all(0).await.expect("synced");
+        assert_eq!(client.unsynced_groups(), 0);
+        let file = ChunkedFile { pool: PoolId(1), inode: InodeId(9), chunk_size: 4096 };
+        assert_eq!(client.groups_of(&file, 0).len(), 0);
+        assert_eq!(client.groups_of(&file, 4096).len(), 1);
+        assert_eq!(client.groups_of(&file, 1 << 40).len(), 4, "all groups, without hashing every chunk");
+    });
+}

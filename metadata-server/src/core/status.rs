@@ -1,0 +1,127 @@
+//! The cluster as one server sees it.
+
+use super::Turn;
+use crate::state::layers::Disk;
+use crate::state::planner;
+use crate::state::record::SessionKind;
+use protocol::meta::{ClusterStatus, DataServerStatus, MetadataMember, MetadataServerStatus, SessionStatus};
+use protocol::{MetadataServerId, Revision};
+use std::net::SocketAddr;
+
+impl<D: Disk, T> Turn<'_, D, T> {
+    /// Everything from the leader; from others what they know themselves.
+    pub(super) fn status(&self) -> ClusterStatus {
+        let core = &*self.core;
+        let map = core.machine.map();
+        let progress = core.machine.progress();
+        let reports = &core.leader.reports;
+        let mut space = core.leader.space(map);
+        space.inodes = core.machine.inodes();
+        ClusterStatus {
+            cluster: core.config.cluster.clone(),
+            answered_by: core.config.id,
+            metadata: self.metadata_servers(),
+            leader: self.leader_id(),
+            zab_epoch: progress.zab_epoch,
+            revision: Revision(progress.revision),
+            map_epoch: map.epoch,
+            data: map
+                .data_servers
+                .iter()
+                .map(|(id, info)| {
+                    let member = |c: &&protocol::map::PgConfig| c.member(*id).is_some();
+                    let primary = |c: &&protocol::map::PgConfig| c.primary == Some(*id);
+                    let report = reports.get(id);
+                    DataServerStatus {
+                        id: *id,
+                        address: info.address,
+                        up: info.up,
+                        in_cluster: info.reweight > 0,
+                        capacity: report.map_or(0, |r| r.capacity),
+                        used: report.map_or(0, |r| r.used),
+                        groups: map.pgs.values().filter(member).count() as u32,
+                        primaries: map.pgs.values().filter(primary).count() as u32,
+                        corrupt_blocks: report.map_or(0, |r| r.corrupt_blocks),
+                    }
+                })
+                .collect(),
+            groups: planner::states(map).into_iter().collect(),
+            recovering: core.leader.recovering(map),
+            space,
+            sessions: self.client_sessions(),
+            recovery: core.leader.recovery(map),
+            scrub: core.leader.scrub_summary(map),
+        }
+    }
+
+    fn client_sessions(&self) -> Vec<SessionStatus> {
+        let now = self.now.ms;
+        let clients = self.core.leader.clocks.iter().filter(|(_, c)| c.session.kind == SessionKind::Client);
+        clients
+            .map(|(id, clock)| SessionStatus {
+                session: *id,
+                info: clock.session.info.clone(),
+                certificate: clock.session.certificate.clone(),
+                expires_in_ms: (clock.heard + u64::from(clock.session.timeout_ms)).saturating_sub(now),
+            })
+            .collect()
+    }
+
+    fn leader_id(&self) -> Option<MetadataServerId> {
+        match self.core.role {
+            zab::Role::Leading { .. } => Some(self.core.config.id),
+            zab::Role::Following { leader } | zab::Role::Observing { leader } => {
+                Some(MetadataServerId(leader.0))
+            }
+            _ => None,
+        }
+    }
+
+    fn metadata_servers(&self) -> Vec<MetadataServerStatus> {
+        let leader = self.leader_id();
+        let peers = self.quorum.peers();
+        // Unknown only where the directory is older than addresses in the membership, and the file lacks it.
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        let members = self.metadata_members().members;
+        members
+            .iter()
+            .map(|MetadataMember { id, address, .. }| {
+                let (role, zxid) = if *id == self.core.config.id {
+                    let role = match self.core.role {
+                        zab::Role::Leading { .. } => "leader",
+                        zab::Role::Following { .. } => "follower",
+                        zab::Role::Observing { .. } => "observer",
+                        zab::Role::NotMember => "removed",
+                        _ => "looking",
+                    };
+                    let applied = self.core.applied_zxid();
+                    (role, (applied.epoch, applied.counter))
+                } else {
+                    let peer = peers.iter().find(|p| p.id.0 == id.0);
+                    let leads = leader == Some(self.core.config.id);
+                    let role = match peer {
+                        _ if leader == Some(*id) => "leader",
+                        Some(peer) if !peer.connected => "unreachable",
+                        Some(peer) => match peer.counts {
+                            Some(true) => "follower",
+                            Some(false) => "observer",
+                            // Only the leader knows who is in sync.
+                            None => {
+                                if leads {
+                                    "looking"
+                                } else {
+                                    "follower"
+                                }
+                            }
+                        },
+                        None => "unreachable",
+                    };
+                    let zxid = peer.and_then(|p| p.acknowledged).unwrap_or_default();
+                    (role, (zxid.epoch, zxid.counter))
+                };
+                let address = address.unwrap_or(unknown);
+                MetadataServerStatus { id: *id, address, role: role.into(), zxid }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,493 @@
+//! Decides the next configuration of each placement group from the committed map.
+//!
+//! Pure: the same map gives the same decisions. One step at a time; each step is safe by itself, and the next
+//! plan, made on the map that contains it, goes on. The rules (and why they lose nothing):
+//!
+//! 1. A member whose server is gone is dropped only if `min_size` living, certain members remain; otherwise the
+//!    list stays, so that nobody forgets who may hold the newest writes.
+//! 2. Only a living, certain, in-sync member becomes primary: every acknowledged write is on all of these.
+//! 3. If all members are uncertain, the one with the largest position is taken once *all* of them are back.
+//! 4. A server that CRUSH wants and that is no member becomes a learner, whatever it holds.
+//! 5. A member that CRUSH does not want goes only after everybody whom it wants is in sync, and only if these are
+//!    as many as the pool wants replicas: a copy that has no successor is not given up.
+
+use super::prep::PgUpdate;
+use crush::{CrushMap, Scratch};
+use protocol::map::{ClusterMap, Member, PgConfig, Pool, WEIGHT_ONE};
+use protocol::replication::Position;
+use protocol::{DataServerId, PgId};
+use std::collections::BTreeMap;
+
+/// Last (configuration version, sequence) of a server in a group, as it said when it registered.
+pub type Positions = BTreeMap<(DataServerId, PgId), Position>;
+
+/// What the plan is made from.
+pub struct PlanInput<'a> {
+    /// The committed map.
+    pub map: &'a ClusterMap,
+    /// Its CRUSH map, parsed.
+    pub crush: &'a CrushMap,
+    /// What servers hold.
+    pub positions: &'a Positions,
+    /// New groups may start with `min_size` members instead of waiting for `size` servers.
+    pub start_small: bool,
+}
+
+/// Every group whose configuration should change now.
+pub fn plan(input: &PlanInput<'_>) -> Vec<PgUpdate> {
+    let mut updates = Vec::new();
+    let (mut scratch, mut devices) = (Scratch::default(), Vec::new());
+    let weights = weights(input.map);
+    for (pool_id, pool) in &input.map.pools {
+        for seed in 0..pool.pg_num {
+            let pg = PgId { pool: *pool_id, seed };
+            let x = crush::pps(pool_id.0, seed, pool.pg_num);
+            input.crush.do_rule(pool.rule, x, pool.size as usize, &weights, &mut scratch, &mut devices);
+            let targets: Vec<DataServerId> = devices
+                .iter()
+                .filter_map(|d| u32::try_from(*d).ok().map(DataServerId))
+                .filter(|d| input.map.data_servers.contains_key(d))
+                .collect();
+            let empty = PgConfig::default();
+            let current = input.map.pgs.get(&pg).unwrap_or(&empty);
+            let step = Step { input, pool, pg, targets: &targets };
+            if let Some(config) = step.next(current) {
+                updates.push(PgUpdate { pg, based_on: current.version, config });
+            }
+        }
+    }
+    updates
+}
+
+/// Reweight by device id, 0 for ids that do not exist.
+fn weights(map: &ClusterMap) -> Vec<u32> {
+    let len = map.data_servers.keys().next_back().map_or(0, |id| id.0 as usize + 1);
+    let mut weights = vec![0; len];
+    for (id, info) in &map.data_servers {
+        weights[id.0 as usize] = info.reweight.min(WEIGHT_ONE);
+    }
+    weights
+}
+
+struct Step<'a> {
+    input: &'a PlanInput<'a>,
+    pool: &'a Pool,
+    pg: PgId,
+    targets: &'a [DataServerId],
+}
+
+impl Step<'_> {
+    fn next(&self, current: &PgConfig) -> Option<PgConfig> {
+        if current.version == 0 {
+            return self.create();
+        }
+        let mut config = current.clone();
+        self.drop_dead(&mut config);
+        self.appoint(&mut config);
+        self.add_learners(&mut config);
+        if config.primary != current.primary {
+            // The old primary stays a member until the new one has activated: every write of the new one needs
+            // its acknowledgement, so it learns that it was replaced before anything can change behind its back.
+            config.activated = false;
+        }
+        self.remove_surplus(&mut config);
+        (config != *current).then_some(config)
+    }
+
+    /// A group that holds nothing yet starts where CRUSH wants it.
+    fn create(&self) -> Option<PgConfig> {
+        let in_sync: Vec<Member> = self.targets.iter().filter_map(|id| self.member(*id)).collect();
+        let needed = if self.input.start_small { self.pool.min_size } else { self.pool.size };
+        if in_sync.len() < needed as usize {
+            return None;
+        }
+        let primary = in_sync.first().map(|m| m.server);
+        Some(PgConfig { version: 0, primary, in_sync, learners: Vec::new(), activated: false })
+    }
+
+    fn drop_dead(&self, config: &mut PgConfig) {
+        config.learners.retain(|m| self.alive(m));
+        let remaining = config.certain().filter(|m| self.alive(m)).count();
+        if remaining >= self.pool.min_size as usize {
+            config.in_sync.retain(|m| self.alive(m));
+        }
+    }
+
+    fn appoint(&self, config: &mut PgConfig) {
+        let able = |m: &&Member| !m.uncertain && self.alive(m);
+        let candidates: Vec<DataServerId> = config.in_sync.iter().filter(able).map(|m| m.server).collect();
+        let wanted = self.targets.iter().copied().find(|t| candidates.contains(t));
+        let current = config.primary.filter(|p| candidates.contains(p));
+        config.primary = match (current, wanted) {
+            // Moving a primary interrupts the group for a moment: only when it is otherwise settled.
+            (Some(now), Some(first)) if now != first && self.settled(config) => Some(first),
+            (Some(now), _) => Some(now),
+            (None, wanted) => wanted.or(candidates.first().copied()),
+        };
+        if config.primary.is_none() {
+            self.appoint_uncertain(config);
+        }
+    }
+
+    /// Rule 3.
+    fn appoint_uncertain(&self, config: &mut PgConfig) {
+        let all_back = config.in_sync.iter().all(|m| m.uncertain && self.alive(m));
+        if config.in_sync.is_empty() || !all_back {
+            return;
+        }
+        let position = |m: &Member| self.input.positions.get(&(m.server, self.pg)).copied();
+        if config.in_sync.iter().any(|m| position(m).is_none()) {
+            return;
+        }
+        if let Some(best) = config.in_sync.iter_mut().max_by_key(|m| position(m)) {
+            best.uncertain = false;
+            config.primary = Some(best.server);
+        }
+    }
+
+    fn add_learners(&self, config: &mut PgConfig) {
+        for target in self.targets {
+            if config.member(*target).is_none()
+                && let Some(member) = self.member(*target)
+            {
+                config.learners.push(member);
+            }
+        }
+    }
+
+    fn remove_surplus(&self, config: &mut PgConfig) {
+        let wanted = |m: &Member| self.targets.contains(&m.server);
+        config.learners.retain(wanted);
+        if !self.settled(config) {
+            return;
+        }
+        // The primary goes last: first another one takes over and activates.
+        let primary = config.primary;
+        let mut spare = (self.pool.size as usize).saturating_sub(self.targets.len());
+        config.in_sync.retain(|m| {
+            let kept = wanted(m) || Some(m.server) == primary || spare > 0;
+            spare -= usize::from(kept && !wanted(m) && spare > 0);
+            kept
+        });
+    }
+
+    /// Everybody whom CRUSH wants is in sync, and the group serves.
+    fn settled(&self, config: &PgConfig) -> bool {
+        let in_sync =
+            |id: &DataServerId| config.in_sync_member(*id).is_some_and(|m| !m.uncertain && self.alive(m));
+        config.activated
+            && self.targets.len() >= self.pool.min_size as usize
+            && self.targets.iter().all(in_sync)
+    }
+
+    fn alive(&self, member: &Member) -> bool {
+        self.member(member.server)
+            .is_some_and(|now| now.store == member.store && now.incarnation == member.incarnation)
+    }
+
+    /// The server as a certain member, if it is up.
+    fn member(&self, server: DataServerId) -> Option<Member> {
+        let info = self.input.map.data_servers.get(&server).filter(|info| info.up)?;
+        Some(Member { server, store: info.store, incarnation: info.incarnation, uncertain: false })
+    }
+}
+
+/// Number of groups by state, in Ceph's words.
+pub fn states(map: &ClusterMap) -> BTreeMap<String, u32> {
+    let mut states = BTreeMap::new();
+    for (pool_id, pool) in &map.pools {
+        for seed in 0..pool.pg_num {
+            let config = map.pgs.get(&PgId { pool: *pool_id, seed });
+            *states.entry(state(map, pool, config)).or_insert(0) += 1;
+        }
+    }
+    states
+}
+
+fn state(map: &ClusterMap, pool: &Pool, config: Option<&PgConfig>) -> String {
+    let Some(config) = config else { return "creating".into() };
+    let up = |m: &&Member| map.data_servers.get(&m.server).is_some_and(|s| s.up && s.store == m.store);
+    let living = config.certain().filter(up).count();
+    let mut words = Vec::new();
+    match config.primary {
+        None if config.in_sync.iter().all(|m| m.uncertain) => words.push("uncertain"),
+        None => words.push("down"),
+        Some(_) if !config.activated => words.push("peering"),
+        Some(_) if living < pool.min_size as usize => words.push("undersized"),
+        Some(_) => words.push("active"),
+    }
+    if !config.learners.is_empty() || config.in_sync.iter().any(|m| m.uncertain) {
+        words.push("recovering");
+    }
+    if living < pool.size as usize {
+        words.push("degraded");
+    }
+    if words == ["active"] {
+        words.push("clean");
+    }
+    words.join("+")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::map::DataServerInfo;
+    use protocol::{PoolId, SessionId, StoreUuid};
+    use std::collections::BTreeSet;
+
+    struct World {
+        map: ClusterMap,
+        crush: CrushMap,
+        positions: Positions,
+    }
+
+    impl World {
+        fn new(servers: u32) -> Self {
+            let mut map = ClusterMap::default();
+            for id in 1..=servers {
+                map.data_servers.insert(
+                    DataServerId(id),
+                    DataServerInfo {
+                        address: "127.0.0.1:1".parse().expect("an address"),
+                        host: format!("h{id}"),
+                        up: true,
+                        session: SessionId(u64::from(id)),
+                        store: StoreUuid(u128::from(id)),
+                        incarnation: 1,
+                        crush_weight: WEIGHT_ONE,
+                        reweight: WEIGHT_ONE,
+                    },
+                );
+            }
+            let pool = Pool {
+                name: "data".into(),
+                size: 3,
+                min_size: 2,
+                pg_num: 16,
+                rule: 0,
+                chunk_size: 1,
+                inline_limit: 1,
+            };
+            map.pools.insert(PoolId(1), pool);
+            let hosts: Vec<_> =
+                (1..=servers).map(|id| (format!("h{id}"), vec![(id as i32, WEIGHT_ONE)])).collect();
+            let crush = crush::flat_hosts(&hosts);
+            Self { map, crush, positions: Positions::new() }
+        }
+
+        /// One plan; activates what it configured as primaries would.
+        fn step(&mut self) -> usize {
+            let updates = plan(&PlanInput {
+                map: &self.map,
+                crush: &self.crush,
+                positions: &self.positions,
+                start_small: false,
+            });
+            let changed = updates.len();
+            for update in updates {
+                let config = PgConfig { version: update.based_on + 1, ..update.config };
+                self.map.pgs.insert(update.pg, config);
+            }
+            changed
+        }
+
+        fn activate(&mut self) {
+            for config in self.map.pgs.values_mut().filter(|c| c.primary.is_some()) {
+                config.activated = true;
+            }
+        }
+
+        fn promote(&mut self) {
+            for config in self.map.pgs.values_mut() {
+                let learners = std::mem::take(&mut config.learners);
+                config.in_sync.extend(learners);
+            }
+        }
+
+        fn settle(&mut self) {
+            for _ in 0..10 {
+                if self.step() == 0 {
+                    return;
+                }
+                self.activate();
+                self.promote();
+            }
+            panic!("the planner does not come to rest");
+        }
+
+        fn down(&mut self, id: u32) {
+            self.map.data_servers.get_mut(&DataServerId(id)).expect("known").up = false;
+        }
+    }
+
+    #[test]
+    fn groups_wait_for_enough_servers_and_then_start_where_crush_wants_them() {
+        let mut world = World::new(2);
+        assert_eq!(world.step(), 0);
+        let mut world = World::new(3);
+        world.settle();
+        assert_eq!(states(&world.map), BTreeMap::from([("active+clean".to_string(), 16)]));
+    }
+
+    #[test]
+    fn a_dead_member_goes_but_never_below_min_size() {
+        let mut world = World::new(3);
+        world.settle();
+        world.down(1);
+        world.settle();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 2 && c.primary != Some(DataServerId(1))));
+        world.down(2);
+        world.step();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 2), "the list stays");
+        assert!(world.map.pgs.values().all(|c| c.primary == Some(DataServerId(3))));
+        world.down(3);
+        world.step();
+        assert!(world.map.pgs.values().all(|c| c.primary.is_none() && c.in_sync.len() == 2));
+    }
+
+    #[test]
+    fn a_fourth_server_is_filled_before_anybody_leaves() {
+        let mut world = World::new(3);
+        world.settle();
+        let old: Vec<_> = world.map.pgs.values().cloned().collect();
+        let four = World::new(4);
+        world.map.data_servers = four.map.data_servers;
+        world.crush = four.crush;
+        world.step();
+        for (before, after) in old.iter().zip(world.map.pgs.values()) {
+            assert_eq!(before.in_sync, after.in_sync, "learners come first");
+        }
+        world.promote();
+        world.settle();
+        let on_four = world.map.pgs.values().filter(|c| c.in_sync_member(DataServerId(4)).is_some()).count();
+        assert!(on_four > 4, "the new server holds its share, got {on_four}");
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 3));
+    }
+
+    #[test]
+    fn if_all_are_uncertain_the_longest_history_wins_once_everybody_is_back() {
+        let mut world = World::new(3);
+        world.settle();
+        for config in world.map.pgs.values_mut() {
+            config.primary = None;
+            config.in_sync.iter_mut().for_each(|m| m.uncertain = true);
+        }
+        assert_eq!(world.step(), 0, "positions are not known yet");
+        for seed in 0..16 {
+            for id in 1..=3 {
+                let pg = PgId { pool: PoolId(1), seed };
+                let position = Position { version: 5, sequence: u64::from(id % 3) };
+                world.positions.insert((DataServerId(id), pg), position);
+            }
+        }
+        world.down(1);
+        assert_eq!(world.step(), 0, "one is missing");
+        world.map.data_servers.get_mut(&DataServerId(1)).expect("known").up = true;
+        world.step();
+        assert!(world.map.pgs.values().all(|c| c.primary == Some(DataServerId(2))));
+    }
+
+    impl World {
+        /// As the leader does: out is weightless.
+        fn rebuild_crush(&mut self) {
+            let host = |(id, s): (&DataServerId, &DataServerInfo)| {
+                let weight = if s.reweight == 0 { 0 } else { s.crush_weight };
+                (s.host.clone(), vec![(id.0 as i32, weight)])
+            };
+            self.crush = crush::flat_hosts(&self.map.data_servers.iter().map(host).collect::<Vec<_>>());
+        }
+
+        /// Where the groups are: (group, server).
+        fn places(&self) -> BTreeSet<(PgId, DataServerId)> {
+            let of =
+                |(pg, c): (&PgId, &PgConfig)| c.in_sync.iter().map(|m| (*pg, m.server)).collect::<Vec<_>>();
+            self.map.pgs.iter().flat_map(of).collect()
+        }
+
+        /// Settles, and counts the copies that were made meanwhile, needed in the end or not.
+        fn copies(&mut self) -> usize {
+            let mut copied = 0;
+            for _ in 0..30 {
+                let before: BTreeSet<_> = self.all_members();
+                let changed = self.step();
+                copied += self.all_members().difference(&before).count();
+                if changed == 0 {
+                    return copied;
+                }
+                self.activate();
+                self.promote();
+            }
+            panic!("the planner does not come to rest");
+        }
+
+        fn all_members(&self) -> BTreeSet<(PgId, DataServerId)> {
+            let of = |(pg, c): (&PgId, &PgConfig)| {
+                c.in_sync.iter().chain(&c.learners).map(|m| (*pg, m.server)).collect::<Vec<_>>()
+            };
+            self.map.pgs.iter().flat_map(of).collect()
+        }
+    }
+
+    fn six_of_many_groups() -> World {
+        let mut world = World::new(6);
+        world.map.pools.get_mut(&PoolId(1)).expect("the pool").pg_num = 512;
+        world.settle();
+        world
+    }
+
+    #[test]
+    fn a_lost_server_of_six_moves_what_it_held_and_its_removal_nothing() {
+        let mut world = six_of_many_groups();
+        let held = world.places().iter().filter(|(_, server)| *server == DataServerId(4)).count();
+        world.down(4);
+        world.map.data_servers.get_mut(&DataServerId(4)).expect("known").reweight = 0;
+        world.rebuild_crush();
+        let copied = world.copies();
+        assert!(copied * 10 <= held * 11, "{copied} copies for {held} that were lost");
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 3));
+        world.map.data_servers.remove(&DataServerId(4));
+        world.rebuild_crush();
+        assert_eq!(world.copies(), 0);
+    }
+
+    #[test]
+    fn a_drained_server_of_six_moves_what_it_held() {
+        let mut world = six_of_many_groups();
+        let held = world.places().iter().filter(|(_, server)| *server == DataServerId(2)).count();
+        world.map.data_servers.get_mut(&DataServerId(2)).expect("known").reweight = 0;
+        world.rebuild_crush();
+        let copied = world.copies();
+        assert!(copied * 10 <= held * 11, "{copied} copies for {held} that were held");
+        assert!(world.map.pgs.values().all(|c| c.member(DataServerId(2)).is_none() && c.in_sync.len() == 3));
+    }
+
+    #[test]
+    fn an_added_server_moves_no_more_than_the_mappings_differ() {
+        let mut world = six_of_many_groups();
+        let before = world.places();
+        world.map.data_servers = World::new(7).map.data_servers;
+        world.rebuild_crush();
+        let copied = world.copies();
+        let differ = world.places().difference(&before).count();
+        assert!(copied * 10 <= differ * 11, "{copied} copies where the mappings differ in {differ}");
+        let share = 512 * 3 / 7;
+        assert!(copied * 10 <= share * 13, "{copied} copies for a share of {share}");
+    }
+
+    #[test]
+    fn a_copy_without_a_successor_is_not_given_up() {
+        let mut world = World::new(3);
+        world.settle();
+        world.map.data_servers.get_mut(&DataServerId(2)).expect("known").reweight = 0;
+        world.rebuild_crush();
+        world.copies();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 3), "nobody can replace it");
+        world
+            .map
+            .data_servers
+            .insert(DataServerId(4), World::new(4).map.data_servers[&DataServerId(4)].clone());
+        world.rebuild_crush();
+        world.copies();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 3 && c.member(DataServerId(2)).is_none()));
+    }
+}

@@ -1,0 +1,230 @@
+//! The cluster map: which data servers exist, where CRUSH wants each placement group, and which
+//! configuration each group has. Replicated metadata, versioned by the map epoch, pushed to everyone.
+//!
+//! CRUSH says where data *should* be; a group's [`PgConfig`] says where it *is*.
+
+use crate::id::{DataServerId, MapEpoch, ObjectId, PgId, PoolId, SessionId, StoreUuid};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+/// Default chunk size in bytes.
+pub const CHUNK_SIZE_DEFAULT: u32 = 4 << 20;
+/// Default limit in bytes up to which a file stays inside its znode.
+pub const INLINE_LIMIT_DEFAULT: u32 = 16 << 10;
+/// CRUSH weight of 1.0.
+pub const WEIGHT_ONE: u32 = 0x1_0000;
+
+/// The whole map.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// Version of this map; rises by at least one with every change.
+    pub epoch: MapEpoch,
+    /// Every data server that ever registered and was not removed.
+    pub data_servers: BTreeMap<DataServerId, DataServerInfo>,
+    /// The pools.
+    pub pools: BTreeMap<PoolId, Pool>,
+    /// The CRUSH map in crushtool's text format.
+    pub crush: String,
+    /// Configuration of every placement group.
+    pub pgs: BTreeMap<PgId, PgConfig>,
+    /// Fenced sessions, each with the map epoch that fenced it. Operations of these are refused.
+    pub blocked: BTreeMap<SessionId, MapEpoch>,
+}
+
+/// What changed between two epochs. A receiver whose map is not at `from` asks for the whole map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapDelta {
+    /// Epoch that this applies to.
+    pub from: MapEpoch,
+    /// Epoch afterwards.
+    pub to: MapEpoch,
+    /// All data servers, if any changed.
+    pub data_servers: Option<BTreeMap<DataServerId, DataServerInfo>>,
+    /// All pools, if any changed.
+    pub pools: Option<BTreeMap<PoolId, Pool>>,
+    /// The CRUSH map, if it changed.
+    pub crush: Option<String>,
+    /// Changed configurations.
+    pub pgs: Vec<(PgId, PgConfig)>,
+    /// All blocked sessions, if any changed.
+    pub blocked: Option<BTreeMap<SessionId, MapEpoch>>,
+}
+
+/// One data server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataServerInfo {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Failure domain; on one machine each data server counts as a host of its own.
+    pub host: String,
+    /// Whether its session is alive.
+    pub up: bool,
+    /// Its session, while up.
+    pub session: SessionId,
+    /// Identity of its store directory.
+    pub store: StoreUuid,
+    /// Rises with every start of the server on that store.
+    pub incarnation: u64,
+    /// Capacity as CRUSH weight, 16.16 fixed point, 1.0 = 1 TiB as in Ceph.
+    pub crush_weight: u32,
+    /// Override between 0 (out) and [`WEIGHT_ONE`] (in).
+    pub reweight: u32,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// Wanted replicas.
+    pub size: u32,
+    /// Least in-sync replicas with which a group serves writes.
+    pub min_size: u32,
+    /// Number of placement groups.
+    pub pg_num: u32,
+    /// Rule number in the CRUSH map.
+    pub rule: u32,
+    /// Bytes per chunk.
+    pub chunk_size: u32,
+    /// Largest file in bytes that stays in its znode.
+    pub inline_limit: u32,
+}
+
+/// One member of a group: a server's store at one of its starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Member {
+    /// The server.
+    pub server: DataServerId,
+    /// Its store; a wiped directory is another member.
+    pub store: StoreUuid,
+    /// The start of the server that is meant; an older one may no longer act.
+    pub incarnation: u64,
+    /// Registered after an unclean stop and not yet caught up from a member that was not interrupted: keeps
+    /// its place, but is no primary, serves no reads and counts for no acknowledgement.
+    pub uncertain: bool,
+}
+
+/// Who holds a placement group, and in which role.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PgConfig {
+    /// Revision of the transaction that set this; rises with every change. A server answers only if it knows
+    /// at least the version that the request carries.
+    pub version: u64,
+    /// Orders the group's operations. `None` while no member may.
+    pub primary: Option<DataServerId>,
+    /// Members that hold every acknowledged operation (uncertain ones excepted, see [`Member::uncertain`]).
+    pub in_sync: Vec<Member>,
+    /// Members that are being filled; they receive new operations but count for nothing.
+    pub learners: Vec<Member>,
+    /// The primary has completed what its predecessor prepared: reads and writes are served.
+    pub activated: bool,
+}
+
+impl PgConfig {
+    /// The in-sync member on `server`, if it is one.
+    pub fn in_sync_member(&self, server: DataServerId) -> Option<&Member> {
+        self.in_sync.iter().find(|m| m.server == server)
+    }
+
+    /// The member on `server` in either role.
+    pub fn member(&self, server: DataServerId) -> Option<&Member> {
+        self.in_sync.iter().chain(&self.learners).find(|m| m.server == server)
+    }
+
+    /// In-sync members that count for acknowledgements.
+    pub fn certain(&self) -> impl Iterator<Item = &Member> {
+        self.in_sync.iter().filter(|m| !m.uncertain)
+    }
+}
+
+/// What a primary asks the metadata cluster to change in its group, by compare-and-set on the version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PgChange {
+    /// The primary has completed what was prepared: the configuration may serve.
+    Activate,
+    /// A member does not answer or failed. Refused if fewer than `min_size` certain members would remain.
+    Drop(DataServerId),
+    /// The learner holds everything, durably, and the primary acknowledges nothing without it any more.
+    Promote(Member),
+    /// An uncertain member was caught up from a certain one, durably.
+    MakeCertain(Member),
+    /// The primary's own copy is incomplete (a block of it rotted) and cannot lead: another certain member
+    /// that is up becomes primary, if there is one; this one stays a member.
+    Resign,
+}
+
+/// Why a map change was refused by the receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the map is at epoch {have}, the change starts at {from}: the whole map is needed")]
+pub struct MapGap {
+    /// Epoch at hand.
+    pub have: MapEpoch,
+    /// Epoch that the change starts at.
+    pub from: MapEpoch,
+}
+
+impl ClusterMap {
+    /// The group of `object` and its configuration, if the pool exists.
+    pub fn locate(&self, object: ObjectId) -> Option<(PgId, &PgConfig)> {
+        let pg = object.pg(self.pools.get(&object.pool)?.pg_num);
+        Some((pg, self.pgs.get(&pg)?))
+    }
+
+    /// Address of the primary of `pg`, if it has one that is registered.
+    pub fn primary_address(&self, pg: PgId) -> Option<(DataServerId, SocketAddr)> {
+        let primary = self.pgs.get(&pg)?.primary?;
+        Some((primary, self.data_servers.get(&primary)?.address))
+    }
+
+    /// Applies a change. A change that ends at or before this map's epoch is a repetition and does nothing.
+    pub fn apply(&mut self, delta: MapDelta) -> Result<(), MapGap> {
+        if delta.to <= self.epoch {
+            return Ok(());
+        }
+        if delta.from != self.epoch {
+            return Err(MapGap { have: self.epoch, from: delta.from });
+        }
+        self.epoch = delta.to;
+        if let Some(servers) = delta.data_servers {
+            self.data_servers = servers;
+        }
+        if let Some(pools) = delta.pools {
+            self.pools = pools;
+        }
+        if let Some(crush) = delta.crush {
+            self.crush = crush;
+        }
+        if let Some(blocked) = delta.blocked {
+            self.blocked = blocked;
+        }
+        self.pgs.extend(delta.pgs);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delta(from: u64, to: u64) -> MapDelta {
+        MapDelta {
+            from: MapEpoch(from),
+            to: MapEpoch(to),
+            data_servers: None,
+            pools: None,
+            crush: Some(format!("# {to}")),
+            pgs: vec![],
+            blocked: None,
+        }
+    }
+
+    #[test]
+    fn changes_apply_in_order_and_once() {
+        let mut map = ClusterMap::default();
+        map.apply(delta(0, 2)).expect("follows");
+        map.apply(delta(0, 1)).expect("a repetition is harmless");
+        assert_eq!(map.crush, "# 2");
+        assert_eq!(map.apply(delta(3, 4)), Err(MapGap { have: MapEpoch(2), from: MapEpoch(3) }));
+    }
+}
