@@ -64,8 +64,10 @@ impl FromStr for Signal {
 impl ProcessRef {
     /// The process that has this pid now, unless it has ended.
     pub fn of(pid: i32) -> Option<ProcessRef> {
-        let (state, started) = stat(pid)?;
-        (state != 'Z' && state != 'X').then_some(ProcessRef { pid, started })
+        let (state, threads, started) = stat(pid)?;
+        // A first thread that ended is a zombie until the others have: they still hold ports and files.
+        let ended = state == 'X' || state == 'Z' && threads <= 1;
+        (!ended).then_some(ProcessRef { pid, started })
     }
 
     /// Its pid.
@@ -150,20 +152,22 @@ pub fn spawn_logged(command: &mut Command, log: &Path) -> anyhow::Result<Process
         .with_context(|| format!("start {}", command.get_program().to_string_lossy()))?;
     let pid = i32::try_from(child.id()).context("a pid fits into 31 bits")?;
     match stat(pid) {
-        Some((_, started)) => Ok(ProcessRef { pid, started }),
+        Some((_, _, started)) => Ok(ProcessRef { pid, started }),
         None => bail!("the process that was just started is gone already; see {}", log.display()),
     }
 }
 
 /// State letter and start time of a process.
-fn stat(pid: i32) -> Option<(char, u64)> {
+/// State of the first thread, number of threads, start time: fields 3, 20 and 22 of `/proc/PID/stat`.
+fn stat(pid: i32) -> Option<(char, u32, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name, in brackets, may contain anything; what counts comes after the last bracket.
     let rest = text.rsplit_once(')')?.1;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    let started = fields.nth(18)?.parse().ok()?;
-    Some((state, started))
+    let threads = fields.nth(16)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    Some((state, threads, started))
 }
 
 #[allow(unsafe_code, reason = "kill(2) has no safe wrapper in std for a process that is not our child")]
