@@ -46,6 +46,9 @@ struct Test {
 /// Lines of each log that a failure prints.
 const TAIL_LINES: usize = 40;
 
+/// In a test's directory: why it failed, in the words of its own process.
+const FAILURE: &str = "failure";
+
 /// Where the tests' directories go: on a disk, and short, since the path of a unix socket on a mount below
 /// has at most 107 bytes.
 const ROOT: &str = "/var/tmp/zabfs-tests";
@@ -120,7 +123,10 @@ fn run_here(tests: &[Test], name: &str, cli: &Cli) -> ExitCode {
     match (test.run)(&scene) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            let text = format!("{error:#}");
+            // If it cannot be written, stderr has it still.
+            let _ = fs::write(dir.join(FAILURE), &text);
+            eprintln!("{text}");
             ExitCode::FAILURE
         }
     }
@@ -146,13 +152,13 @@ fn run_all(tests: &[Test], cli: &Cli) -> ExitCode {
                 println!("test {} ... ok ({seconds:.1} s)", test.name);
             }
             Err(error) => {
-                failed.push(test.name);
+                failed.push((test.name, error.root_cause().to_string()));
                 println!("test {} ... FAILED ({seconds:.1} s)\n{error:#}\n", test.name);
             }
         }
     }
-    for name in &failed {
-        println!("failed: {name}");
+    for (name, cause) in &failed {
+        println!("failed: {name}: {cause}");
     }
     let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
     println!("test result: {verdict}. {passed} passed; {} failed", failed.len());
@@ -198,8 +204,11 @@ fn run_child(test: &Test, cli: &Cli, dir: &Path) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().context("look after the test")? {
-            anyhow::ensure!(status.success(), "the test failed");
-            return Ok(());
+            if status.success() {
+                return Ok(());
+            }
+            let text = fs::read_to_string(dir.join(FAILURE));
+            anyhow::bail!("{}", text.unwrap_or_else(|_| format!("the test ended with {status}")));
         }
         if Instant::now() >= deadline {
             kill_group(i32::try_from(child.id()).context("a pid fits into 31 bits")?);
