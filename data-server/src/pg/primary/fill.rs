@@ -5,7 +5,7 @@ use protocol::replication::{Cursor, GroupObject, Push, StreamBody, Unit};
 use protocol::{DataServerId, InodeId};
 use std::collections::BTreeSet;
 
-use super::Primary;
+use super::{Phase, Primary};
 use super::peer::{CurrentObject, FillProgress, Peer, Stage};
 use crate::pg::group::Group;
 use crate::pg::types::{Context, Output};
@@ -24,6 +24,9 @@ enum Step {
 impl Primary {
     /// Sends as much as the windows and the credit allow.
     pub(in crate::pg) fn pump_fills(&mut self, g: &mut Group, cx: &mut Context<'_>) {
+        if self.phase == Phase::Broken {
+            return;
+        }
         let mut damaged = Vec::new();
         for peer in self.peers.values_mut().filter(|peer| peer.stage == Stage::Streaming) {
             // What clients wait for is not held back for the sake of clients.

@@ -27,8 +27,11 @@ impl Primary {
         }
         peer.status = Some(status);
         peer.stage = Stage::Parked;
-        if self.phase == Phase::TakingOver {
-            return self.continue_takeover(g, cx);
+        match self.phase {
+            Phase::TakingOver => return self.continue_takeover(g, cx),
+            // An incomplete or damaged copy is no model for others.
+            Phase::Broken => return,
+            Phase::Ready | Phase::Active => {}
         }
         let role = peer.role;
         let brought = bring_up(g, cx, peer);
