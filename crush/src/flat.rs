@@ -27,6 +27,10 @@ const ROOT_ID: i32 = -1;
 /// Heavier straw2 items would have a negative weight and always win.
 const STRAW2_WEIGHT_MAX: u32 = 0x7fff_ffff;
 
+/// Draws per copy before CRUSH gives up. The profile's 50 leave one group in six without a third copy when the third
+/// of three hosts is a fifteenth as large as the others.
+const CHOOSE_TRIES: u32 = 200;
+
 /// A map `root default` → one host per group → its devices, all straw2, with the `jewel` tunables and one rule:
 /// number 0, `replicated`, which puts each copy on another host.
 ///
@@ -82,6 +86,7 @@ fn build(hosts: &[(String, Vec<(i32, u32)>)]) -> Result<CrushMap, crate::MapErro
         min_size: 1,
         max_size: 10,
         steps: vec![
+            Step::SetChooseTries(CHOOSE_TRIES),
             Step::Take { item: ROOT_ID },
             Step::Choose { mode: Mode::Firstn, leaf: true, num: 0, item_type: HOST },
             Step::Emit,

@@ -175,3 +175,12 @@ fn an_unknown_rule_maps_to_nothing() {
     one_bucket(&[WEIGHT_ONE]).do_rule(9, 1, 3, &[WEIGHT_ONE], &mut Scratch::default(), &mut out);
     assert!(out.is_empty());
 }
+
+#[test]
+fn a_host_that_is_much_smaller_than_the_others_is_found() {
+    let host = |id: i32, weight| (format!("h{id}"), vec![(id, weight)]);
+    let map = flat_hosts(&[host(1, 5120), host(2, 5120), host(3, 384)]);
+    for (input, out) in mappings(&map, 1000, 3, &[WEIGHT_ONE; 4]).into_iter().enumerate() {
+        assert_eq!(out.len(), 3, "input {input}");
+    }
+}
