@@ -22,6 +22,8 @@ use tokio::task::{JoinHandle, spawn_local};
 const BOOT_ID_KEY: &[u8] = b"boot-id";
 /// Record of a start after an unclean stop that the metadata cluster was not told of yet.
 const LOST_KEY: &[u8] = b"lost";
+/// How long a server that cannot go on tries to tell the metadata cluster.
+const LEAVE_WAIT: Duration = Duration::from_secs(2);
 /// How long a clean stop waits for connections to be told.
 const SHUTDOWN_WAIT: Duration = Duration::from_millis(300);
 
@@ -91,22 +93,23 @@ pub async fn run(
         spawn_local(accept(driver.clone(), endpoint.clone())),
         spawn_local(driver.clone().follow_store()),
         spawn_local(driver.clone().tick()),
-        spawn_local(session::keep(driver.clone(), session, proposals, registered)),
     ];
+    let mut session = spawn_local(session::keep(driver.clone(), session, proposals, registered));
     let result = tokio::select! {
         () = shutdown => Ok(()),
         () = driver.stopped.notified() => {
+            // Whoever is told at once need not wait for a timeout; nor does this server for ever.
+            let _ = tokio::time::timeout(LEAVE_WAIT, &mut session).await;
             Err(ServerError::Failed(driver.fatal.borrow().clone().unwrap_or_default()))
         }
     };
-    for task in tasks {
-        task.abort();
-    }
+    tasks.iter().chain([&session]).for_each(JoinHandle::abort);
     endpoint.close("this data server ends");
     // Peers that are told at once need not wait for a timeout.
     let _ = tokio::time::timeout(SHUTDOWN_WAIT, endpoint.wait_idle()).await;
-    if result.is_ok() {
-        store.close()?;
+    match &result {
+        Ok(()) => store.close()?,
+        Err(_) => store.abandon(),
     }
     result
 }

@@ -53,6 +53,9 @@ fn render_into(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
             0 => writeln!(text)?,
             corrupt => writeln!(text, ", {corrupt} corrupt blocks found")?,
         }
+        if let Some(why) = &server.failure {
+            writeln!(text, "      it stopped by itself: {why}")?;
+        }
     }
     writeln!(text, "\nplacement groups")?;
     for (state, count) in &status.groups {
@@ -171,6 +174,7 @@ mod tests {
                 groups: 32,
                 primaries: 0,
                 corrupt_blocks: 2,
+                failure: None,
             }],
             groups: vec![("active+clean".to_owned(), 32)],
             recovering: 5,

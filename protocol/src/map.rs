@@ -70,6 +70,8 @@ pub struct DataServerInfo {
     pub crush_weight: u32,
     /// Override between 0 (out) and [`WEIGHT_ONE`] (in).
     pub reweight: u32,
+    /// Why it left, as it said itself; `None` while it is up, and if it was only silent.
+    pub failure: Option<String>,
 }
 
 /// A pool.

@@ -25,6 +25,8 @@ pub const SESSION_TIMEOUT_MS_DEFAULT: u32 = 10_000;
 pub const REPLIES_MAX: u64 = 4096;
 /// Largest value of an extended attribute in bytes, as the kernel allows.
 pub const XATTR_VALUE_MAX: usize = 65_536;
+/// Longest sentence in which a data server says why it left, in bytes.
+pub const FAILURE_BYTES_MAX: usize = 512;
 /// Largest target of a symbolic link in bytes.
 pub const SYMLINK_MAX: usize = 4095;
 
@@ -124,6 +126,13 @@ pub enum MetaRequest {
     },
     /// What scrubs did and found in each group, as the primaries say → [`MetaReply::Scrubs`]
     ScrubStatus,
+    /// The data server that this connection speaks for cannot go on, and serves and acknowledges nothing any more:
+    /// its session ends at once, so that others take its groups over without waiting for it. Certificates of role
+    /// data only.
+    LeaveDataServer {
+        /// Why, in a sentence for people; what exceeds [`FAILURE_BYTES_MAX`] is cut.
+        why: String,
+    },
 }
 
 /// Reads; all of them linearizable.

@@ -10,6 +10,7 @@
 //! | [`Driver::follow_store`] | how far the store has written and synced |
 //! | [`Driver::tick`] | time, credit for recovery |
 
+mod disk_watch;
 pub mod peers;
 mod recovery;
 pub mod requests;
@@ -23,6 +24,7 @@ use crate::store::{
     Digest, ObjectInfo, ObjectKey, Piece, Progress, Store, StoreError, Submitted, Ticket, Transaction,
 };
 use bytes::Bytes;
+use disk_watch::DiskWatch;
 use peers::Peers;
 use protocol::data::{DataRequest, DataResponse};
 use protocol::map::{ClusterMap, PgChange};
@@ -48,6 +50,9 @@ const PROPOSALS_MAX: usize = 1024;
 const RECOVERY_IDLE_BYTES: i64 = 200 << 20;
 /// … and while they are not.
 const RECOVERY_BUSY_BYTES: i64 = 24 << 20;
+
+/// A disk that was asked for something and completed nothing for so many milliseconds has failed.
+const DISK_STALL_MS: u64 = 10_000;
 
 /// A wish to change a group's configuration.
 pub struct Proposal {
@@ -93,6 +98,9 @@ pub struct Driver {
     pub fatal: RefCell<Option<String>>,
     /// Rung with `fatal`.
     pub stopped: Notify,
+    /// Rung with `fatal`, for the session.
+    pub leaving: Notify,
+    disk: Cell<DiskWatch>,
 }
 
 impl Driver {
@@ -134,6 +142,8 @@ impl Driver {
             writing_bytes: Cell::new(0),
             fatal: RefCell::default(),
             stopped: Notify::new(),
+            leaving: Notify::new(),
+            disk: Cell::default(),
         };
         Ok((Rc::new(driver), wishes))
     }
@@ -255,6 +265,9 @@ impl Driver {
 
     /// One event for one replica, then what it wants done. `false` if there is no such replica.
     fn step(self: &Rc<Self>, pg: PgId, event: impl FnOnce(&mut Replica, &mut Context<'_>)) -> bool {
+        if self.fatal.borrow().is_some() {
+            return false;
+        }
         let mut access = Access::new(&self.store);
         let outputs = {
             let mut groups = self.groups.borrow_mut();
@@ -281,7 +294,9 @@ impl Driver {
             self.unsettled.borrow_mut().insert(pg, ticket);
         }
         for output in outputs {
-            self.carry_out(pg, output);
+            if self.fatal.borrow().is_none() {
+                self.carry_out(pg, output);
+            }
         }
         true
     }
@@ -336,13 +351,31 @@ impl Driver {
         });
     }
 
-    /// Stops the server: its disk is not what it must be.
+    /// Stops the server: its disk is not what it must be. From here on no replica does or says anything, so that
+    /// others may take over at once.
     pub fn fail(&self, why: &str) {
         if self.fatal.borrow().is_none() {
             tracing::error!("this data server stops: {why}");
+            self.end_lease();
             *self.fatal.borrow_mut() = Some(why.to_owned());
+            self.leaving.notify_one();
             self.stopped.notify_waiters();
             self.stopped.notify_one();
+        }
+    }
+
+    /// Whether the disk still completes what it is asked for.
+    fn watch_disk(&self) {
+        let Progress { written, durable, .. } = self.store.progress().borrow().clone();
+        let mut watch = self.disk.get();
+        let stalled_ms = watch.look(now(), self.store.is_owed(), (written, durable));
+        self.disk.set(watch);
+        if stalled_ms > DISK_STALL_MS {
+            self.fail(&format!(
+                "the disk has completed no write and no sync for {} s; look after it (its cables, 'dmesg'), then \
+                 start the server again",
+                stalled_ms / 1000
+            ));
         }
     }
 
@@ -382,6 +415,7 @@ impl Driver {
                 self.step(pg, |replica, cx| replica.handle_tick(cx));
             }
             self.share_credit();
+            self.watch_disk();
         }
     }
 }

@@ -39,7 +39,8 @@ pub struct Session {
     pub address: SocketAddr,
 }
 
-/// Keeps the session alive for ever. `registered` rings once, at the first registration.
+/// Keeps the session alive until this server fails, and says so then. `registered` rings once, at the first
+/// registration.
 pub async fn keep(
     driver: Rc<Driver>,
     session: Session,
@@ -61,6 +62,11 @@ pub async fn keep(
             Ended::NotLeader(leader) => hint = leader,
             Ended::Lost(why) => tracing::debug!("the metadata server at {address} is of no use now: {why}"),
             Ended::Refused(why) => driver.fail(&format!("the metadata cluster refuses it: {why}")),
+            Ended::Left => return,
+        }
+        if driver.fatal.borrow().is_some() {
+            // Nobody was reached who could be told.
+            return;
         }
         // Hints are mostly right; two servers that name each other must not keep this one running in circles.
         tokio::time::sleep(if hint.is_none() { RETRY } else { RETRY / 10 }).await;
@@ -72,6 +78,8 @@ enum Ended {
     Lost(String),
     /// The cluster does not want this server.
     Refused(String),
+    /// This server cannot go on, and said so.
+    Left,
 }
 
 impl From<String> for Ended {
@@ -201,6 +209,7 @@ impl Session {
                 _ = heartbeat.tick() => {
                     self.confirm(driver, rpc, &MetaRequest::DataHeartbeat(driver.report())).await
                 }
+                () = driver.leaving.notified() => return leave(driver, rpc).await,
                 _ = look.tick() => learn_servers(rpc, servers).await,
                 () = driver.map_needed.notified() => self.fetch_map(driver, rpc).await,
                 Some(proposal) = proposals.recv() => propose(rpc, proposal).await,
@@ -242,6 +251,16 @@ impl Session {
             }
             Push::LockGranted { .. } | Push::RecallHold(_) => Ok(()),
         }
+    }
+}
+
+/// Says why this server ends, so that nobody waits for it. It serves nothing any more.
+async fn leave(driver: &Rc<Driver>, rpc: &Rpc) -> Ended {
+    let why = driver.fatal.borrow().clone().unwrap_or_default();
+    match call(rpc, &MetaRequest::LeaveDataServer { why }).await {
+        Ok(Ok(_)) => Ended::Left,
+        Ok(Err(error)) => error.into(),
+        Err(ended) => ended,
     }
 }
 

@@ -339,6 +339,11 @@ impl Core {
         }
     }
 
+    pub(super) fn is_owed(&self) -> bool {
+        let state = self.state();
+        state.writing || !state.queue.is_empty() || state.wants_sync()
+    }
+
     /// Writes what is queued, unless somebody is at it. Returns whether there was anything.
     pub(super) fn write_step(&self) -> bool {
         let mut state = self.state();

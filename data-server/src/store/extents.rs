@@ -45,7 +45,8 @@ struct Unsynced {
 }
 
 impl ExtentFiles {
-    /// Opens the files that exist, completing one whose creation was interrupted.
+    /// Opens the files that exist, completing one whose creation was interrupted. One that cannot be completed, as
+    /// the file system is full, holds nothing yet: it is made again when it is needed.
     pub(super) fn open(disk: Arc<dyn Disk>, file_bytes: u64) -> Result<Self, StoreError> {
         let this = Self {
             disk,
@@ -56,8 +57,14 @@ impl ExtentFiles {
         };
         let failed = |error: io::Error| StoreError::io("open the extent files", &error);
         while let Some(file) = this.disk.open(&file_name(this.count()), false).map_err(failed)? {
-            if file.len().map_err(failed)? != file_bytes {
-                file.allocate(file_bytes).map_err(failed)?;
+            if file.len().map_err(failed)? != file_bytes
+                && let Err(error) = file.allocate(file_bytes)
+            {
+                tracing::warn!(
+                    "the last extent file cannot be preallocated: {error}; free space on its filesystem"
+                );
+                file.set_len(0).map_err(failed)?;
+                break;
             }
             // What the previous process wrote may still be in the page cache only.
             locked(&this.unsynced).files.insert(this.count());
@@ -74,11 +81,14 @@ impl ExtentFiles {
         self.count() as u64 * self.file_bytes
     }
 
-    /// Preallocates one more file. Durable with the next [`sync`](Self::sync), like what is written into it.
+    /// Preallocates one more file, or takes no space at all. Durable with the next [`sync`](Self::sync), like what is written into it.
     pub(super) fn grow(&self) -> io::Result<()> {
         let number = self.count();
         let file = self.disk.open(&file_name(number), true)?.ok_or(io::ErrorKind::NotFound)?;
-        file.allocate(self.file_bytes)?;
+        if let Err(error) = file.allocate(self.file_bytes) {
+            file.set_len(0)?;
+            return Err(error);
+        }
         let mut unsynced = locked(&self.unsynced);
         unsynced.files.insert(number);
         unsynced.directory = true;

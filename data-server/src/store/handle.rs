@@ -137,6 +137,11 @@ impl Store {
         self.core.request_durable(ticket.0);
     }
 
+    /// Whether the disk was asked for something that it has not completed: a write, or a sync.
+    pub fn is_owed(&self) -> bool {
+        self.core.is_owed()
+    }
+
     /// The last transaction submitted.
     pub fn last_ticket(&self) -> Ticket {
         Ticket(self.core.state().last_seq)
@@ -233,6 +238,13 @@ impl Store {
         let spawned = thread::Builder::new().name(name.to_string()).spawn(move || body(&core));
         locked(&self.threads).push(spawned.map_err(|e| StoreError::io("start a thread", &e))?);
         Ok(())
+    }
+
+    /// Stops without waiting for the disk, which may never answer: an unclean stop.
+    pub fn abandon(&self) {
+        // Threads that are not in a list are waited for by nobody.
+        locked(&self.threads).clear();
+        self.stop_threads();
     }
 
     fn stop_threads(&self) {

@@ -56,6 +56,8 @@ struct Faults {
     fail_from: Option<(u64, io::ErrorKind)>,
     /// Only this call fails.
     fail_once: Option<(u64, io::ErrorKind)>,
+    /// No file is extended by an allocation any more: half of what is asked for is taken before that shows.
+    out_of_space: bool,
 }
 
 impl std::fmt::Debug for Faults {
@@ -92,6 +94,11 @@ impl SimDisk {
     /// Makes only the modifying call number `call` fail.
     pub fn fail_once(&self, call: u64, kind: io::ErrorKind) {
         locked(&locked(&self.0).faults).fail_once = Some((call, kind));
+    }
+
+    /// The file system has no space for allocations, or has it again.
+    pub fn set_out_of_space(&self, out: bool) {
+        locked(&locked(&self.0).faults).out_of_space = out;
     }
 
     /// Runs `action` just before the next read of any file: what a concurrent thread might do at that moment.
@@ -221,8 +228,15 @@ impl DiskFile for SimFile {
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        let longer = locked(&self.contents).live.len() < len as usize;
-        if longer { self.set_len(len) } else { Ok(()) }
+        let now = locked(&self.contents).live.len() as u64;
+        if now >= len {
+            return Ok(());
+        }
+        if locked(&self.faults).out_of_space {
+            self.set_len(now.max(len / 2))?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.set_len(len)
     }
 
     fn sync(&self) -> io::Result<()> {

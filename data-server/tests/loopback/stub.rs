@@ -137,6 +137,7 @@ impl State {
                     incarnation: said.incarnation,
                     crush_weight: WEIGHT_ONE,
                     reweight: WEIGHT_ONE,
+                    failure: None,
                 };
                 map.data_servers.insert(server, info);
                 for config in map.pgs.values_mut() {

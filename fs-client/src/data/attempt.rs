@@ -239,6 +239,7 @@ mod tests {
                 incarnation: 1,
                 crush_weight: 0,
                 reweight: 0,
+                failure: None,
             };
             map.data_servers.insert(DataServerId(*primary), info);
         }

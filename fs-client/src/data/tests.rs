@@ -95,6 +95,7 @@ fn map_of(addresses: &[SocketAddr], epoch: u64, primary: u32) -> ClusterMap {
             incarnation: 1,
             crush_weight: 0,
             reweight: 0,
+            failure: None,
         };
         map.data_servers.insert(DataServerId(index as u32 + 1), info);
     }

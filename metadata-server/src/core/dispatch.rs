@@ -79,6 +79,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
                 let session = self.session(client)?;
                 self.confirm(Step::DataHeartbeat { session, report })
             }
+            MetaRequest::LeaveDataServer { why } => {
+                let (session, server) = (self.session(client)?, self.data_server(client));
+                tracing::warn!("data server {server} leaves: {why}");
+                self.change(|prep| prep.leave(server, session, &why), |()| Step::Closed)
+            }
             MetaRequest::ProposePg { pg, version, change } => {
                 let server = self.data_server(client);
                 self.session(client)?;
@@ -111,10 +116,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
         match request {
             MetaRequest::RegisterDataServer(_)
             | MetaRequest::DataHeartbeat(_)
+            | MetaRequest::LeaveDataServer { .. }
             | MetaRequest::ProposePg { .. }
                 if peer.role != Role::Data =>
             {
-                refuse("only data servers register and change placement groups")
+                refuse("only data servers register, leave, and change placement groups")
             }
             MetaRequest::SetIn { .. } | MetaRequest::RemoveDataServer { .. } if peer.role != Role::Admin => {
                 refuse("only administrators take servers in and out and remove them")

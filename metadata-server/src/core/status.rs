@@ -42,6 +42,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
                         groups: map.pgs.values().filter(member).count() as u32,
                         primaries: map.pgs.values().filter(primary).count() as u32,
                         corrupt_blocks: report.map_or(0, |r| r.corrupt_blocks),
+                        failure: info.failure.clone(),
                     }
                 })
                 .collect(),

@@ -256,6 +256,7 @@ mod tests {
                         incarnation: 1,
                         crush_weight: WEIGHT_ONE,
                         reweight: WEIGHT_ONE,
+                        failure: None,
                     },
                 );
             }

@@ -39,6 +39,8 @@ pub struct DataServerStatus {
     pub primaries: u32,
     /// Corrupt blocks found.
     pub corrupt_blocks: u64,
+    /// Why it left, as it said itself; `None` while it is up, and if it was only silent.
+    pub failure: Option<String>,
 }
 
 /// State of one session.

@@ -243,6 +243,11 @@ impl Cluster {
         self.spawn(server)
     }
 
+    /// Whether a server's process runs.
+    pub fn is_running(&self, server: Server) -> anyhow::Result<bool> {
+        Ok(self.server_process(server)?.is_some())
+    }
+
     /// Waits until there is a leader, every server is up and every placement group is active and clean.
     pub fn wait_ready(&self, limit: Duration) -> anyhow::Result<()> {
         let servers = self.servers()?;

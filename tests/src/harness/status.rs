@@ -49,6 +49,8 @@ pub struct DataServer {
     pub groups: u32,
     /// Corrupt blocks found.
     pub corrupt_blocks: u64,
+    /// Why it left, in its own words.
+    pub failure: Option<String>,
 }
 
 impl Status {

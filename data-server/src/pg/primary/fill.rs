@@ -5,8 +5,8 @@ use protocol::replication::{Cursor, GroupObject, Push, StreamBody, Unit};
 use protocol::{DataServerId, InodeId};
 use std::collections::BTreeSet;
 
-use super::{Phase, Primary};
 use super::peer::{CurrentObject, FillProgress, Peer, Stage};
+use super::{Phase, Primary};
 use crate::pg::group::Group;
 use crate::pg::types::{Context, Output};
 use crate::store::{BLOCK_BYTES, StoreError};

@@ -68,6 +68,38 @@ fn every_flipped_byte_of_a_journal_is_noticed() {
 }
 
 #[test]
+fn a_full_file_system_refuses_writes_and_nothing_else() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk, small_config()).unwrap();
+    let contents = pattern(500_000, 1);
+    submit(&store, vec![write(key(7, 1, 0), 0, &contents, 1)]).unwrap();
+    disk.set_out_of_space(true);
+    let mut inode = 1;
+    let full = loop {
+        inode += 1;
+        match submit(&store, vec![write(key(7, inode, 0), 0, &pattern(500_000, inode), 1)]) {
+            Ok(_) => {
+                store.step_write();
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, StoreError::Full { .. }), "{full}");
+    store.step_write();
+    drop(store);
+
+    // It opens again as it is, and goes on when there is space.
+    let disk = disk.process_killed();
+    disk.set_out_of_space(true);
+    let store = open(&disk, small_config()).unwrap();
+    assert_eq!(store.read(key(7, 1, 0), 0, 500_000).unwrap().unwrap().data, contents);
+    let again = write(key(7, inode, 0), 0, &pattern(500_000, inode), 1);
+    assert!(matches!(submit(&store, vec![again.clone()]), Err(StoreError::Full { .. })));
+    disk.set_out_of_space(false);
+    submit(&store, vec![again]).unwrap();
+}
+
+#[test]
 fn a_full_store_says_so_and_takes_writes_again_after_deletions() {
     let disk = SimDisk::new(1);
     let store = open(&disk, small_config()).unwrap();

@@ -5,7 +5,7 @@ use crate::state::key;
 use crate::state::layers::View;
 use crate::state::record::encode;
 use protocol::map::{DataServerInfo, Member, PgChange, PgConfig, Pool, WEIGHT_ONE};
-use protocol::meta::{DataServerRegistration, MetaError};
+use protocol::meta::{DataServerRegistration, FAILURE_BYTES_MAX, MetaError};
 use protocol::{DataServerId, PgId, SessionId};
 use std::collections::BTreeMap;
 
@@ -65,6 +65,7 @@ impl Prep<'_> {
             incarnation: said.incarnation,
             crush_weight: crush_weight(said.capacity),
             reweight,
+            failure: None,
         };
         let place = |i: &DataServerInfo| (i.host.clone(), i.crush_weight, i.reweight == 0);
         let placement_changed = old.as_ref().is_none_or(|old| place(old) != place(&info));
@@ -85,6 +86,18 @@ impl Prep<'_> {
         let Some(mut info) = self.load::<DataServerInfo>(&key::map_server(server))? else { return Ok(()) };
         if info.session == session {
             info.up = false;
+            self.draft.put(key::map_server(server), encode(&info));
+        }
+        Ok(())
+    }
+
+    /// A data server ends its session because it cannot go on.
+    pub fn leave(&mut self, server: DataServerId, session: SessionId, why: &str) -> Result<()> {
+        self.end_session(session, false)?;
+        if let Some(mut info) = self.load::<DataServerInfo>(&key::map_server(server))?
+            && info.session == session
+        {
+            info.failure = Some(why[..why.floor_char_boundary(FAILURE_BYTES_MAX)].to_owned());
             self.draft.put(key::map_server(server), encode(&info));
         }
         Ok(())

@@ -8,6 +8,7 @@ mod bit_rot;
 mod bounds;
 mod coherence;
 mod crash;
+mod disks;
 mod failover;
 mod load;
 mod locks;
@@ -98,6 +99,7 @@ fn all() -> Vec<Test> {
         bounds::TESTS,
         bit_rot::TESTS,
         crash::TESTS,
+        disks::TESTS,
         maintenance::TESTS,
         recovery::TESTS,
         membership::TESTS,
