@@ -86,8 +86,28 @@ enum Command {
     Scrub(ScrubCommand),
 }
 
+impl Command {
+    /// Whether it goes on when its output is closed.
+    fn serves(&self) -> bool {
+        matches!(
+            self,
+            Command::MetadataServer(_) | Command::DataServer(_) | Command::Dev(_) | Command::Mount(_)
+        )
+    }
+}
+
+/// `zabfs … | head` ends as other tools do, by SIGPIPE, instead of with a message about a broken pipe.
+fn end_quietly_when_nobody_reads() {
+    #[allow(unsafe_code, reason = "signal(2) has no safe wrapper in our dependencies")]
+    // SAFETY: sets the default action, before any thread is started; no handler of ours is involved.
+    let _ = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !cli.command.serves() {
+        end_quietly_when_nobody_reads();
+    }
     cli.logging.install();
     let result = match cli.command {
         Command::Crush(command) => command.run(),
