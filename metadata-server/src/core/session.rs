@@ -8,6 +8,7 @@ use crate::state::prep::{NewSession, load};
 use crate::state::record::SessionKind;
 use protocol::meta::{MetaError, MetaReply, MetaResponse};
 use protocol::{MapEpoch, SessionId};
+use zab::mutant;
 
 /// Bounds of a session's timeout in milliseconds.
 const TIMEOUT_MS: std::ops::RangeInclusive<u32> = 1_000..=300_000;
@@ -90,7 +91,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
     /// The session was heard of. `false` if its end is under way, which is to be decided first: nobody may be told
     /// that a session goes on which ends at the next moment.
     pub(super) fn renew(&mut self, session: SessionId) -> Result<bool, MetaError> {
-        let record = self.core.machine.proposed().get(&key::session(session));
+        let record = if mutant!("renewal-of-an-ending-session") {
+            self.core.machine.committed().get(&key::session(session))
+        } else {
+            self.core.machine.proposed().get(&key::session(session))
+        };
         let goes_on = self.core.stored(record)?.is_some();
         if goes_on {
             self.core.leader.heard(self.now.ms, session);
