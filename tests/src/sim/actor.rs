@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::SessionId;
+use protocol::{InodeId, SessionId};
 use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, Push};
 use zab::PeerId;
 
@@ -206,6 +206,16 @@ impl Client {
 
     pub(crate) fn is_attached(&self) -> bool {
         self.link.is_up && self.is_attached
+    }
+
+    /// The inode that it has open and that has no name any more.
+    pub(crate) fn pinned(&self) -> Option<(InodeId, SessionId)> {
+        Some((self.private.nameless()?, self.session?))
+    }
+
+    /// The file whose size is its alone.
+    pub(crate) fn held(&self) -> Option<InodeId> {
+        self.private.held()
     }
 
     pub(crate) fn describe(&self) -> String {
