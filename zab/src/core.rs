@@ -380,9 +380,7 @@ impl Core {
     }
 
     pub(crate) fn save_record(&mut self) -> u64 {
-        if !mutant!("epoch-before-history") {
-            self.flush_appends();
-        }
+        self.flush_appends();
         let version = self.record.membership.version;
         let token = self.storage.issue(Effect::Recorded { end: self.stream_end, version }, self.now);
         self.outputs.push_back(Output::SaveRecord { record: self.record.clone(), token });

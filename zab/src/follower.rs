@@ -342,6 +342,11 @@ impl Follower {
         if common < core.log.last() && !mutant!("no-truncation") {
             core.truncate(common);
         }
+        if mutant!("epoch-before-history") {
+            core.record.current_epoch = epoch;
+            core.record.accepted_epoch = core.record.accepted_epoch.max(epoch);
+            core.save_record();
+        }
         self.phase = Phase::Syncing { epoch };
         Next::Stay
     }

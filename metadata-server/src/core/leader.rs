@@ -135,9 +135,9 @@ impl LeaderMemory {
         }
     }
 
-    /// The session that the client with this certificate opened with `nonce`.
+    /// The newest session that the client with this certificate opened with `nonce`.
     pub fn by_nonce(&self, certificate: &str, nonce: u128) -> Option<SessionId> {
-        self.clocks.iter().find(|(_, clock)| clock.is_of(certificate, nonce)).map(|(id, _)| *id)
+        self.clocks.iter().rev().find(|(_, clock)| clock.is_of(certificate, nonce)).map(|(id, _)| *id)
     }
 
     /// A data server said how far its groups are. One that it is in and does not name is empty there.

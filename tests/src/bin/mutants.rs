@@ -158,7 +158,8 @@ fn ask(programs: &Programs, suite: Suite, mutant: &str) -> anyhow::Result<Option
         .stderr(output.reopen()?)
         .spawn()
         .with_context(|| format!("{} cannot be started", program.display()))?;
-    let ended = wait_until("the end of a suite", SUITE_LIMIT, || child.try_wait().ok().flatten().ok_or("it runs"));
+    let ended =
+        wait_until("the end of a suite", SUITE_LIMIT, || child.try_wait().ok().flatten().ok_or("it runs"));
     let Ok(status) = ended else {
         child.kill().context("it cannot be ended")?;
         child.wait()?;
@@ -174,7 +175,8 @@ fn ask(programs: &Programs, suite: Suite, mutant: &str) -> anyhow::Result<Option
 /// The line that says what went wrong.
 fn symptom(text: &str) -> String {
     let lines = || text.lines().map(str::trim);
-    let seed = lines().find(|line| line.starts_with("seed ") && line.contains(": ") && !line.contains("digest"));
+    let seed =
+        lines().find(|line| line.starts_with("seed ") && line.contains(": ") && !line.contains("digest"));
     let failed = lines().find(|line| line.starts_with("test ") && line.ends_with("FAILED"));
     let panicked = lines().find(|line| line.contains("panicked at"));
     let line = seed.or(failed).or(panicked).unwrap_or("it ended with an error");

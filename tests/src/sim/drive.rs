@@ -354,8 +354,12 @@ impl World {
             self.checker.delivered(id, known)?;
         }
         let (core, mut quorum) = running.split(moment.tick);
+        let before = core.machine().progress();
         core.handle_applied(zxid, txn, &mut quorum, moment.now);
         let progress = running.core.machine().progress();
+        if progress.revision > before.revision && progress.time <= before.time {
+            return Err(format!("{zxid} is of {:?}, after {:?}", progress.time, before.time));
+        }
         self.oracle.state(id, progress.revision, progress.digest)
     }
 
@@ -620,5 +624,11 @@ fn ended_sessions(txn: &Bytes) -> Result<Vec<SessionId>, String> {
     }
     let txn = StateTxn::decode(txn).map_err(|error| format!("a transaction does not decode: {error}"))?;
     let ended = txn.writes.iter().filter(|(k, v)| k.first() == Some(&key::SESSION) && v.is_none());
-    Ok(ended.filter_map(|(k, _)| key::number_at(k, 1)).map(SessionId).collect())
+    let ended: Vec<SessionId> = ended.filter_map(|(k, _)| key::number_at(k, 1)).map(SessionId).collect();
+    // Nobody here leaves in peace: what a client sent is fenced, and a data server is down.
+    let is_down = txn.writes.keys().any(|k| k.starts_with(&[key::MAP, key::MAP_SERVER]));
+    match ended.iter().find(|id| !txn.writes.contains_key(&key::map_blocked(**id)) && !is_down) {
+        Some(id) => Err(format!("session {id} ends without a fence")),
+        None => Ok(ended),
+    }
 }

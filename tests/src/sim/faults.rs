@@ -7,8 +7,8 @@ use bytes::Bytes;
 use metadata_server::state::key::{self, Key};
 use metadata_server::state::layers::View;
 use metadata_server::state::read::read;
-use protocol::meta::{MetaReply, ReadOp, Space};
 use metadata_server::state::record::Inode;
+use protocol::meta::{MetaReply, ReadOp, Space};
 use protocol::{EntryName, InodeId, Layout, SessionId};
 use zab::{Config, PeerId, Role};
 
@@ -162,6 +162,8 @@ impl World {
             83..88 => self.set_wall_clock(victim),
             88..91 => self.break_connections(),
             91..93 => self.end_an_actor(),
+            93..95 => self.freeze_leader(),
+            95..97 => self.bring_to_the_brink(),
             _ => {
                 let incarnation = self.server(victim).incarnation;
                 self.schedule_in(0, Happening::CheckpointDue { server: victim, incarnation });
@@ -229,6 +231,59 @@ impl World {
         }
         self.log(|| format!("{id} pauses for {pause} ms{}", if is_suspend { ", suspended" } else { "" }));
         self.schedule_in(pause, Happening::Resume { server: id, incarnation, is_suspend, since });
+    }
+
+    /// The leader stands still for longer than sessions last. Some actors reach nobody else: what they ask is the first
+    /// thing that it sees when it goes on.
+    fn freeze_leader(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        let (since, incarnation) = (self.time, self.server(leader).incarnation);
+        self.server(leader).is_paused = true;
+        let (pause, is_suspend) = (self.rng.between(5_000, 15_000), self.rng.chance(500));
+        self.log(|| format!("{leader} freezes for {pause} ms"));
+        for actor in self.actors.keys().copied().collect::<Vec<_>>() {
+            if self.rng.chance(500) {
+                self.ids()
+                    .into_iter()
+                    .filter(|id| *id != leader)
+                    .for_each(|id| self.network.cut_off(actor, id));
+            }
+        }
+        self.schedule_in(pause, Happening::Resume { server: leader, incarnation, is_suspend, since });
+        let after = pause + self.rng.between(1, 1_000);
+        self.schedule_in(after, Happening::Reconnect);
+    }
+
+    /// A client comes back when the end of its session is proposed and cannot commit, as all disks are slow.
+    fn bring_to_the_brink(&mut self) {
+        let clients: Vec<(u32, u64)> = self
+            .actors
+            .values()
+            .filter_map(|actor| match actor {
+                Actor::Client(client) => Some((client.id, client.timeout_ms())),
+                Actor::Data(_) => None,
+            })
+            .collect();
+        let (actor, timeout_ms) = self.rng.pick(&clients);
+        self.log(|| format!("actor {actor} is brought to the brink"));
+        for server in self.ids() {
+            self.network.cut_off(actor, server);
+        }
+        // It was heard up to a third of the timeout ago, and gets half a second more.
+        let stall = timeout_ms * 2 / 3 + 400;
+        self.schedule_in(stall, Happening::DisksStall { until: self.time + timeout_ms + 2_500 });
+        let back = self.rng.between(timeout_ms * 2 / 3 + 500, timeout_ms + 1_000);
+        self.schedule_in(back, Happening::Reconnect);
+    }
+
+    pub(crate) fn all_disks_stall(&mut self, until: u64) {
+        if !self.is_chaos {
+            return;
+        }
+        for id in self.ids() {
+            self.server(id).stalled_until = until;
+            self.schedule(until, Happening::Unstall { server: id });
+        }
     }
 
     fn isolate(&mut self, id: PeerId) {
@@ -513,9 +568,8 @@ impl World {
     /// Rows that nobody needs, or that are missing: sessions that were left behind have ended, and with them what they
     /// held; what is pinned is what living clients have open without a name, and what is held is theirs.
     fn left_behind(&self, state: &impl View) -> Result<Option<String>, String> {
-        let rows = |table: u8| {
-            state.scan(&[table], &[table + 1], usize::MAX).map_err(|error| error.to_string())
-        };
+        let rows =
+            |table: u8| state.scan(&[table], &[table + 1], usize::MAX).map_err(|error| error.to_string());
         let keys = |table: u8| -> Result<BTreeSet<Key>, String> {
             Ok(rows(table)?.into_iter().map(|(key, _)| key).collect())
         };

@@ -16,8 +16,8 @@ use metadata_server::state::layers::{Disk, StoreError, Writes};
 use metadata_server::state::record::Progress;
 use protocol::{MetadataServerId, Timestamp};
 use zab::{
-    ChangeError, Config, DataUuid, Membership, MembershipChange, Peer, PeerId, ProposeError, ReadError, Record,
-    Recovered, Role, SnapshotDescriptor, Tick, Zxid,
+    ChangeError, Config, DataUuid, Membership, MembershipChange, Peer, PeerId, ProposeError, ReadError,
+    Record, Recovered, Role, SnapshotDescriptor, Tick, Zxid,
 };
 
 use super::disk::SimDisk;

@@ -109,6 +109,9 @@ pub(crate) enum Happening {
     },
     Reconnect,
     Fault,
+    DisksStall {
+        until: u64,
+    },
     Administer,
     EndOfLeader {
         server: PeerId,
@@ -183,7 +186,7 @@ impl World {
             let rate = rng.between(990, 1010);
             let timeout_ms = rng.pick(&[4_000, 10_000]);
             // Some give a server up at once, others wait for it for long.
-            let patience_ms = rng.pick(&[500, 2_500, 8_000]);
+            let patience_ms = rng.pick(&[500, 2_500, 8_000, 20_000]);
             let client = Client::new(id, rate, timeout_ms, patience_ms, shape.think_ms);
             actors.insert(id, Actor::Client(Box::new(client)));
         }
@@ -340,6 +343,10 @@ impl World {
                 Ok(())
             }
             Happening::Fault => self.fault(),
+            Happening::DisksStall { until } => {
+                self.all_disks_stall(until);
+                Ok(())
+            }
             Happening::Administer => self.administer(),
             Happening::EndOfLeader { server, incarnation } => {
                 self.end_of_leader(server, incarnation);
@@ -546,7 +553,8 @@ fn make_servers(shape: &Shape, rng: &mut Rng) -> BTreeMap<PeerId, Server> {
     };
     membership.observers = observers.iter().copied().collect();
     let everybody: Vec<PeerId> = voters.iter().chain(&observers).copied().collect();
-    let addresses: BTreeMap<_, _> = everybody.iter().map(|id| (MetadataServerId(id.0), address(*id))).collect();
+    let addresses: BTreeMap<_, _> =
+        everybody.iter().map(|id| (MetadataServerId(id.0), address(*id))).collect();
     let make = |id: &PeerId| {
         let fresh = Record::fresh(uuid(*id), membership.clone());
         (*id, Server::new(*id, shape, fresh, addresses.clone(), rng))
