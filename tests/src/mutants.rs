@@ -13,6 +13,8 @@ pub enum Suite {
     Paper,
     /// What simulated zab peers do are steps of the model.
     Model,
+    /// The core of a leader, one rule per test.
+    Core,
     /// The namespace beside its model.
     Namespace,
     /// Unit tests of the metadata server, its log on failing disks among them.
@@ -32,12 +34,13 @@ pub struct Mutant {
     pub suites: &'static [Suite],
 }
 
-use Suite::{Model, Namespace, Paper, Sim, Units, ZabSim};
+use Suite::{Core, Model, Namespace, Paper, Sim, Units, ZabSim};
 
 const ZAB: &[Suite] = &[Paper, ZabSim, Sim, Model];
-const CLUSTER: &[Suite] = &[Sim, Units];
-const STATE: &[Suite] = &[Namespace, Sim, Units];
-const DISK: &[Suite] = &[Units, Sim];
+const CLUSTER: &[Suite] = &[Core, Units, Sim];
+const STATE: &[Suite] = &[Core, Sim, Namespace];
+const BYTES: &[Suite] = &[Namespace];
+const UNITS: &[Suite] = &[Units, Sim];
 
 const fn mutant(
     name: &'static str,
@@ -82,7 +85,7 @@ pub const MUTANTS: &[Mutant] = &[
         ZAB,
         "a new role begins while the old one's writes are under way",
     ),
-    mutant("failed-fsync-ignored", "15", DISK, "a server goes on after a failed fsync"),
+    mutant("failed-fsync-ignored", "15", UNITS, "a server goes on after a failed fsync"),
     mutant(
         "speculation-outlives-the-role",
         "16, ⚠ layers",
@@ -101,7 +104,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "old-log-removed-before-the-record",
         "19, 30",
-        DISK,
+        UNITS,
         "the old log goes before the record names the new one",
     ),
     mutant("checkpoint-without-sessions", "20", CLUSTER, "a checkpoint holds the tree and not the sessions"),
@@ -134,11 +137,11 @@ pub const MUTANTS: &[Mutant] = &[
         ZAB,
         "a restarted voter does not wait out the lease that it took part in",
     ),
-    mutant("torn-tail-is-damage", "30", DISK, "a torn tail counts as damage"),
-    mutant("damage-is-a-torn-tail", "⚠ damage", DISK, "damage counts as a torn tail"),
+    mutant("torn-tail-is-damage", "30", UNITS, "a torn tail counts as damage"),
+    mutant("damage-is-a-torn-tail", "⚠ damage", UNITS, "damage counts as a torn tail"),
     mutant("damaged-log-votes", "⚠ damage", ZAB, "a server votes with a damaged log"),
     mutant("log-purged-ahead-of-checkpoint", "30", ZAB, "the log is purged up to what was delivered"),
-    mutant("no-fsync", "4, 5", DISK, "the log is written and not synced"),
+    mutant("no-fsync", "4, 5", UNITS, "the log is written and not synced"),
     mutant("hung-disk-leads", "32", ZAB, "a leader whose disk hangs leads on"),
     mutant("minority-is-quorum", "(paper)", ZAB, "half of the voters decide"),
     mutant(
@@ -172,11 +175,11 @@ pub const MUTANTS: &[Mutant] = &[
         "a new leader does not know the replies of the old one",
     ),
     mutant("time-goes-back", "time", STATE, "transactions take the leader's clock as it is"),
-    mutant("only-the-last-truncation", "⚠ truncation", STATE, "an inode remembers its last truncation only"),
+    mutant("only-the-last-truncation", "⚠ truncation", BYTES, "an inode remembers its last truncation only"),
     mutant(
         "mark-not-cut-at-expiry",
         "⚠ extension",
-        STATE,
+        BYTES,
         "the end of a writer does not cut what it wrote past the size",
     ),
     mutant(
@@ -191,14 +194,14 @@ pub const MUTANTS: &[Mutant] = &[
         CLUSTER,
         "a heartbeat renews a session whose end is proposed",
     ),
-    mutant("sessions-end-early", "⚠ heartbeat", CLUSTER, "sessions end before their owners count on it"),
+    mutant("sessions-end-early", "⚠ heartbeat", UNITS, "sessions end before their owners count on it"),
     mutant(
         "new-leader-counts-its-absence",
         "⚠ heartbeat",
         CLUSTER,
         "time without a leader counts against sessions",
     ),
-    mutant("servers-pause-counts", "⚠ heartbeat", CLUSTER, "the leader's own pauses count against sessions"),
+    mutant("servers-pause-counts", "⚠ heartbeat", UNITS, "the leader's own pauses count against sessions"),
     mutant("expiry-without-a-fence", "⚠ fencing", STATE, "a session ends without a fence epoch"),
     mutant("two-holders", "locks", STATE, "a lock is granted to everybody"),
     mutant("close-keeps-the-pin", "pins", CLUSTER, "the last close leaves the pin of a file without a name"),

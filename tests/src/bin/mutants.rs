@@ -10,7 +10,7 @@
 //! that what is noticed once is always noticed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,8 @@ struct Cli {
     every_suite: bool,
 }
 
-const SUITES: [Suite; 6] =
-    [Suite::Paper, Suite::Units, Suite::Namespace, Suite::ZabSim, Suite::Model, Suite::Sim];
+const SUITES: [Suite; 7] =
+    [Suite::Paper, Suite::Core, Suite::Units, Suite::Namespace, Suite::ZabSim, Suite::Model, Suite::Sim];
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
@@ -108,13 +108,24 @@ type Programs = BTreeMap<(String, String), PathBuf>;
 
 /// Builds every suite, once.
 fn build() -> anyhow::Result<Programs> {
+    let mut programs = compile(&["build", "--bin", "sim"])?;
+    let tests = ["sim", "paper", "model", "namespace_model", "core"];
+    let arguments = ["test", "--no-run", "--lib"].into_iter();
+    let tests: Vec<&str> = arguments.chain(tests.iter().flat_map(|test| ["--test", test])).collect();
+    programs.extend(compile(&tests)?);
+    Ok(programs)
+}
+
+/// Compiles with the switches. Always the same packages, so that nothing is compiled twice.
+fn compile(arguments: &[&str]) -> anyhow::Result<Programs> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let mut command = Command::new(cargo);
-    command.args(["test", "--release", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
-    command.args(["-p", "zab", "-p", "metadata-server", "-p", "cluster-tests", "--features", "zab/mutants"]);
-    command.args(["--lib", "--bin", "sim", "--test", "sim", "--test", "paper", "--test", "model"]);
-    command.args(["--test", "namespace_model"]);
-    let built = command.stderr(Stdio::inherit()).output().context("cargo cannot be started")?;
+    let built = Command::new(cargo)
+        .args(arguments)
+        .args(["--release", "--locked", "--message-format=json-render-diagnostics"])
+        .args(["-p", "zab", "-p", "metadata-server", "-p", "cluster-tests", "--features", "zab/mutants"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo cannot be started")?;
     if !built.status.success() {
         bail!("the suites do not build");
     }
@@ -139,11 +150,13 @@ fn ask(programs: &Programs, suite: Suite, mutant: &str) -> anyhow::Result<Option
         Suite::ZabSim => ("zab", "test sim", &["seeds"]),
         Suite::Paper => ("zab", "test paper", &[]),
         Suite::Model => ("zab", "test model", &["what_real"]),
+        Suite::Core => ("metadata-server", "test core", &[]),
         Suite::Namespace => ("metadata-server", "test namespace_model", &[]),
         Suite::Units => ("metadata-server", "test metadata_server", &[]),
     };
     let key = (package.to_owned(), target.to_owned());
     let program = programs.get(&key).with_context(|| format!("{target} of {package} was not built"))?;
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ lies in the workspace")?;
     let output = tempfile::NamedTempFile::new().context("no temporary file")?;
     let runs = if suite == Suite::Model { MODEL_RUNS } else { ZAB_RUNS };
     let mut child = Command::new(program)
@@ -153,7 +166,7 @@ fn ask(programs: &Programs, suite: Suite, mutant: &str) -> anyhow::Result<Option
         .env("PROPTEST_RNG_SEED", "1")
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")
         .env("RUST_BACKTRACE", "0")
-        .current_dir(program.parent().context("a program lies in a directory")?)
+        .current_dir(directory.join(package))
         .stdout(output.reopen()?)
         .stderr(output.reopen()?)
         .spawn()
