@@ -234,7 +234,7 @@ impl Rig {
         let end = self.ms + ms;
         while self.ms < end {
             self.ms += 100;
-            if self.ms % 1_000 == 0 {
+            if self.ms.is_multiple_of(1_000) {
                 for owner in alive {
                     let _ = self.ask(owner.connection, MetaRequest::Heartbeat { low_water: 0 });
                 }
