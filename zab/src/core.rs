@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::log::Log;
+use crate::mutant;
 use crate::quorum::reached_by_majority;
 use crate::storage::{Effect, Storage};
 use crate::{
@@ -85,8 +86,8 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(config: Config, record: Record, log: Log, applied: Zxid, now: Tick, seed: u64) -> Core {
         // A lease that this directory's earlier incarnation took part in may still be running.
-        let guard_until =
-            if record.is_fresh() { now } else { now.saturating_add(config.election_timeout_ms) };
+        let needs_no_guard = record.is_fresh() || mutant!("no-guard-after-restart");
+        let guard_until = if needs_no_guard { now } else { now.saturating_add(config.election_timeout_ms) };
         let mut core = Core {
             durable: log.last(),
             stream_end: log.last(),
@@ -131,7 +132,10 @@ impl Core {
 
     /// What has to agree: the committed membership, and the one that may replace it.
     fn memberships(&self) -> impl Iterator<Item = &Membership> {
-        std::iter::once(&self.record.membership).chain(self.pending_membership())
+        let pending = self.pending_membership().filter(|_| !mutant!("old-membership-decides"));
+        let committed =
+            Some(&self.record.membership).filter(|_| pending.is_none() || !mutant!("new-membership-decides"));
+        committed.into_iter().chain(pending)
     }
 
     /// Whether the cluster was formed, as far as we know. Nobody votes or leads before.
@@ -171,14 +175,15 @@ impl Core {
 
     /// Whether we follow as a voter: our acks count now.
     pub(crate) fn may_vote(&self) -> bool {
-        self.is_bound_voter() && !self.record.needs_sync
+        self.is_bound_voter() && (!self.record.needs_sync || mutant!("damaged-log-votes"))
     }
 
     /// Whether we take part in elections: somebody may count us.
     pub(crate) fn takes_part(&self) -> bool {
         let (id, uuid) = (self.id(), self.record.data_uuid);
         let is_hinted = self.hint.as_ref().is_some_and(|hint| hint.is_voter(id, uuid));
-        self.is_formed() && !self.record.needs_sync && (is_hinted || self.is_bound_voter())
+        let is_whole = !self.record.needs_sync || mutant!("damaged-log-votes");
+        self.is_formed() && is_whole && (is_hinted || self.is_bound_voter())
     }
 
     /// Whether the cluster, as far as we know it, has a place for this directory.
@@ -389,11 +394,16 @@ impl Core {
         self.learn_membership(membership);
         self.record.snapshot = Some(SnapshotRef { id: snapshot.id, zxid: snapshot.zxid });
         self.record.log_start = snapshot.zxid;
-        self.record.log_generation += 1;
+        if !mutant!("snapshot-keeps-the-log") {
+            self.record.log_generation += 1;
+        }
         self.stream_end = snapshot.zxid;
         let version = self.record.membership.version;
         let token = self.storage.issue(Effect::Installed { snapshot, version }, self.now);
         self.outputs.push_back(Output::InstallSnapshot { snapshot, record: self.record.clone(), token });
+        if mutant!("snapshot-in-memory") {
+            self.switch_to(snapshot.zxid);
+        }
         token
     }
 
@@ -437,21 +447,29 @@ impl Core {
                 // Only now does the last zxid move: had memory moved first, an interrupted synchronization would
                 // leave a peer that claims a history it loses at the next crash.
                 Effect::Installed { snapshot, version } => {
-                    self.log.reset(snapshot.zxid);
-                    self.membership_changed = true;
                     self.recorded = version;
-                    self.durable = snapshot.zxid;
-                    self.commit = snapshot.zxid;
-                    self.delivered = snapshot.zxid;
+                    if !mutant!("snapshot-in-memory") {
+                        self.switch_to(snapshot.zxid);
+                    }
                 }
             }
         }
         self.deliver();
     }
 
+    /// The history is what a snapshot at `zxid` holds.
+    fn switch_to(&mut self, zxid: Zxid) {
+        self.log.reset(zxid);
+        self.membership_changed = true;
+        self.durable = zxid;
+        self.commit = zxid;
+        self.delivered = zxid;
+    }
+
     /// Keeps what a checkpoint at `upto` does not replace, a window behind it and what lies after `pinned`.
     pub(crate) fn compact(&mut self, upto: Zxid, pinned: Option<Zxid>) {
-        let upto = upto.min(self.delivered);
+        let upto =
+            if mutant!("log-purged-ahead-of-checkpoint") { self.delivered } else { upto.min(self.delivered) };
         if upto <= self.record.log_start || !self.log.contains(upto) {
             return;
         }
@@ -480,7 +498,7 @@ impl Core {
 
     /// The one way to the state machine: committed *and* on this disk, so that no state is ahead of its own log.
     fn deliver(&mut self) {
-        let upto = self.commit.min(self.durable);
+        let upto = if mutant!("delivery-before-disk") { self.commit } else { self.commit.min(self.durable) };
         while self.delivered < upto {
             let Some(entry) = self.log.entry_after(self.delivered) else { return };
             let output = Output::Deliver { zxid: entry.zxid, txn: entry.delivery() };

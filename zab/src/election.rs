@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::core::{Core, Next};
+use crate::mutant;
 use crate::{Body, DataUuid, Membership, PeerId, Role, Standing, Tick, Vote};
 
 /// The role without a leader.
@@ -29,7 +30,7 @@ pub(crate) struct Looking {
 impl Looking {
     pub(crate) fn new(core: &Core) -> Looking {
         Looking {
-            draining: true,
+            draining: !mutant!("next-role-before-the-disk") && !mutant!("snapshot-in-memory"),
             vote: None,
             votes: BTreeMap::new(),
             resend_at: core.now,
@@ -203,7 +204,10 @@ impl Looking {
 
     fn decide(&mut self, core: &mut Core) -> Next {
         let Some(mine) = self.vote else { return Next::Stay };
-        let agrees = |id: PeerId, uuid: DataUuid| self.votes.get(&id) == Some(&(uuid, mine));
+        let agrees = |id: PeerId, uuid: DataUuid| {
+            let is_bound = |known: DataUuid| known == uuid || mutant!("wiped-voter-votes");
+            self.votes.get(&id).is_some_and(|(known, vote)| is_bound(*known) && *vote == mine)
+        };
         // To follow takes less than to lead: the candidate may count by an older or newer membership than we, waits for
         // us, and has to prove itself to all quorums that it knows of.
         let leads = mine.candidate == core.id();

@@ -4,6 +4,7 @@
 //! what is on disk. There is no repair within a session.
 
 use crate::core::{Core, Next};
+use crate::mutant;
 use crate::{Body, DataUuid, Entry, Membership, PeerId, Progress, Role, SnapshotDescriptor, Tick, Zxid};
 
 /// Positions in one `AckEpoch`: more epochs than any log keeps, and a bound on the message.
@@ -154,7 +155,9 @@ impl Follower {
         match self.phase {
             Phase::Joining if core.now >= self.resend_at => self.send_follower_info(core),
             Phase::Guarded { epoch } if core.now >= core.guard_until => self.promise(core, epoch),
-            Phase::Promising { epoch, token } if core.storage.is_durable(token) => {
+            Phase::Promising { epoch, token }
+                if core.storage.is_durable(token) || mutant!("promise-in-memory") =>
+            {
                 self.phase = Phase::Promised { epoch };
                 self.progress_at = core.now;
                 self.send_ack_epoch(core, epoch);
@@ -173,7 +176,9 @@ impl Follower {
             }
             // Everything before the record in the storage stream is durable with it: history, then the epoch, and
             // only now the acknowledgement. (An epoch on disk before its history made a short log look newest.)
-            Phase::Adopting { epoch, token } if core.storage.is_durable(token) => {
+            Phase::Adopting { epoch, token }
+                if core.storage.is_durable(token) || mutant!("newleader-acked-before-disk") =>
+            {
                 self.progress_at = core.now;
                 self.phase = Phase::Synced { epoch };
             }
@@ -266,7 +271,7 @@ impl Follower {
         } else if epoch == promised && core.record.accepted_leader == Some(self.leader) {
             self.phase = Phase::Promised { epoch };
             self.send_ack_epoch(core, epoch);
-        } else if epoch > promised || (epoch == promised && established) {
+        } else if epoch > promised || (epoch == promised && established) || mutant!("promise-goes-back") {
             // An established leader's quorum has outwaited every lease before it, so that we need not; and whoever
             // else we promised the same epoch to cannot gather a quorum in it any more.
             self.phase = Phase::Guarded { epoch };
@@ -312,9 +317,9 @@ impl Follower {
         }
         if seq <= self.seq {
             core.counters.duplicates += 1;
-            return Err(Next::Stay);
+            return Err(if mutant!("repetition-is-a-fault") { self.abandon(core) } else { Next::Stay });
         }
-        if seq != self.seq + 1 {
+        if seq != self.seq + 1 && !mutant!("log-with-holes") {
             return Err(self.lost_something(core));
         }
         self.seq = seq;
@@ -334,8 +339,13 @@ impl Follower {
             core.counters.refused_truncations += 1;
             return self.abandon(core);
         }
-        if common < core.log.last() {
+        if common < core.log.last() && !mutant!("no-truncation") {
             core.truncate(common);
+        }
+        if mutant!("epoch-before-history") {
+            core.record.current_epoch = epoch;
+            core.record.accepted_epoch = core.record.accepted_epoch.max(epoch);
+            core.save_record();
         }
         self.phase = Phase::Syncing { epoch };
         Next::Stay
@@ -390,7 +400,7 @@ impl Follower {
         }
         // The leader says what stands before the first entry. A history with an epoch missing in between would
         // otherwise look contiguous.
-        if prev != core.log.last() {
+        if prev != core.log.last() && !mutant!("log-with-holes") {
             return self.lost_something(core);
         }
         for entry in entries {
@@ -414,7 +424,8 @@ impl Follower {
             return next;
         }
         // Zab, phase 2: adopt the leader's history, all of it, for the epoch promised in discovery.
-        if !matches!(self.phase, Phase::Syncing { .. }) || core.log.last() != last {
+        let has_all = core.log.last() == last || mutant!("no-truncation");
+        if !matches!(self.phase, Phase::Syncing { .. }) || !has_all {
             return self.malformed(core);
         }
         core.record.current_epoch = epoch;
@@ -479,7 +490,7 @@ impl Follower {
             core.counters.stale += 1;
             return Next::Stay;
         }
-        if sent > self.seq {
+        if sent > self.seq && !mutant!("log-with-holes") {
             return self.lost_something(core);
         }
         self.heard_at = core.now;
@@ -498,6 +509,9 @@ impl Follower {
     }
 
     fn extend_guard(&self, core: &mut Core) {
+        if mutant!("followers-guard-nothing") {
+            return;
+        }
         core.guard_until = core.guard_until.max(core.now.saturating_add(core.config.election_timeout_ms));
     }
 
@@ -516,7 +530,9 @@ impl Follower {
     /// Commits are remembered in every phase and acted on once the leader is established.
     fn learn_commit(&mut self, core: &mut Core, commit: Zxid) {
         self.leader_commit = self.leader_commit.max(commit);
-        if matches!(self.phase, Phase::Broadcast { .. }) {
+        let may_deliver = matches!(self.phase, Phase::Broadcast { .. })
+            || (self.phase.is_streaming() && mutant!("commit-before-uptodate"));
+        if may_deliver {
             core.advance_commit(self.leader_commit);
         }
     }
@@ -525,7 +541,8 @@ impl Follower {
 
     /// What may be claimed now: only what is on disk, and only of the leader's history.
     fn progress(&self, core: &Core) -> Progress {
-        let durable = if self.phase.is_streaming() { core.durable } else { Zxid::ZERO };
+        let end = if mutant!("ack-before-disk") { core.log.last() } else { core.durable };
+        let durable = if self.phase.is_streaming() { end } else { Zxid::ZERO };
         let membership = core.recorded;
         Progress { durable, synced: self.phase.is_synced(), disk_ok: core.disk_ok(), membership }
     }

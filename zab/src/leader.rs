@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::core::{Core, Next};
+use crate::mutant;
 use crate::rounds::Rounds;
 use crate::session::{Session, Stage};
 use crate::{
@@ -109,16 +110,18 @@ impl Leader {
     }
 
     fn can_count(&self, session: &Session) -> bool {
-        session.may_vote && self.epoch().is_none_or(|epoch| session.accepted_epoch <= epoch)
+        (session.may_vote || mutant!("damaged-log-votes"))
+            && self.epoch().is_none_or(|epoch| session.accepted_epoch <= epoch)
     }
 
     /// The session of a directory, if it can count.
     fn session_of(&self, peer: PeerId, uuid: DataUuid) -> Option<&Session> {
-        self.sessions.get(&peer).filter(|session| session.uuid == uuid && self.can_count(session))
+        let is_bound = |session: &Session| session.uuid == uuid || mutant!("wiped-voter-votes");
+        self.sessions.get(&peer).filter(|session| is_bound(session) && self.can_count(session))
     }
 
     fn is_me(core: &Core, peer: PeerId, uuid: DataUuid) -> bool {
-        (peer, uuid) == (core.id(), core.record.data_uuid)
+        peer == core.id() && (uuid == core.record.data_uuid || mutant!("wiped-voter-votes"))
     }
 
     /// Whether we, where we vote, and the sessions for which `agrees` holds are a quorum.
@@ -142,7 +145,9 @@ impl Leader {
         }
         match self.phase {
             Phase::Discovering => self.choose_epoch(core),
-            Phase::Choosing { epoch, token } if core.storage.is_durable(token) => {
+            Phase::Choosing { epoch, token }
+                if core.storage.is_durable(token) || mutant!("epoch-told-before-disk") =>
+            {
                 self.announce_epoch(core, epoch)
             }
             Phase::Collecting { epoch } => {
@@ -228,7 +233,9 @@ impl Leader {
     /// A stalled disk gives up leadership, unless its quorum stalls too: a change of leader would help nobody.
     fn is_disk_worse_than_quorums(&self, core: &Core) -> bool {
         let healthy = |session: &Session| session.synced && session.disk_ok;
-        !core.disk_ok() && core.is_quorum(|peer, uuid| self.session_of(peer, uuid).is_some_and(healthy))
+        !mutant!("hung-disk-leads")
+            && !core.disk_ok()
+            && core.is_quorum(|peer, uuid| self.session_of(peer, uuid).is_some_and(healthy))
     }
 
     fn drop_silent(&mut self, core: &mut Core) {
@@ -289,7 +296,9 @@ impl Leader {
         let ours = (core.record.current_epoch, core.log.last());
         self.sessions.iter().any(|(peer, session)| match &session.stage {
             Stage::Promised { current_epoch, last, .. } => {
-                self.counts(core, *peer, session) && (*current_epoch, *last) > ours
+                self.counts(core, *peer, session)
+                    && (*current_epoch, *last) > ours
+                    && !mutant!("newer-history-ignored")
             }
             _ => false,
         })
@@ -578,6 +587,7 @@ impl Leader {
 
     pub(crate) fn lease_valid(&self, core: &Core, now: Tick) -> bool {
         let length = core.config.election_timeout_ms - core.config.lease_margin_ms;
+        let length = if mutant!("lease-outlives-guard") { 3 * length } else { length };
         let confirmed_at = self.established().and(self.rounds.confirmed_at());
         core.config.lease_reads && confirmed_at.is_some_and(|at| now < at.saturating_add(length))
     }
@@ -613,7 +623,8 @@ impl Leader {
                 if Leader::is_me(core, peer, uuid) {
                     return Some(core.durable);
                 }
-                self.session_of(peer, uuid).filter(|session| session.synced).map(|session| session.acked)
+                let counted = |session: &&Session| session.synced || mutant!("unsynced-acks-commit");
+                self.session_of(peer, uuid).filter(counted).map(|session| session.acked)
             });
             if let Some(commit) = commit {
                 core.advance_commit(commit);

@@ -86,6 +86,7 @@ mod leader;
 mod log;
 mod membership;
 mod message;
+pub mod mutant;
 mod output;
 mod peer;
 mod quorum;

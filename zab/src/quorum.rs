@@ -1,8 +1,10 @@
 //! Majorities of voters.
 
+use crate::mutant;
+
 /// How many of `voters` are a majority. Two majorities of the same voters share a member.
 pub(crate) fn majority(voters: usize) -> usize {
-    voters / 2 + 1
+    if mutant!("minority-is-quorum") { voters.div_ceil(2).max(2) - 1 } else { voters / 2 + 1 }
 }
 
 /// The greatest value that a majority of `voters` reached, if each value of `reached` stands for one voter that

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Tick, Zxid};
+use crate::{Tick, Zxid, mutant};
 
 /// Rounds that wait for a quorum. With more outstanding, reads share the next one.
 const ROUNDS_MAX: usize = 256;
@@ -61,7 +61,8 @@ impl Rounds {
 
     /// Registers a read of the state up to `zxid`.
     pub(crate) fn read(&mut self, request: u64, zxid: Zxid) {
-        self.reads.push_back(PendingRead { request, zxid, round: self.last + 1 });
+        let round = if mutant!("read-joins-an-older-round") { self.last } else { self.last + 1 };
+        self.reads.push_back(PendingRead { request, zxid, round });
     }
 
     pub(crate) fn waiting_reads(&self) -> usize {

@@ -5,6 +5,7 @@
 //! without a second queue that could overlap or leave a gap, and what is sent is contiguous because the log is.
 
 use crate::core::Core;
+use crate::mutant;
 use crate::{Body, DataUuid, PeerId, Progress, SnapshotDescriptor, Tick, Zxid};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,9 +109,17 @@ impl Session {
         // than the follower loses: it could otherwise replace committed transactions, which the follower
         // acknowledged, by a checkpoint that is older.
         let Some(common) = core.log.common_with(tails) else {
+            if mutant!("diff-across-a-gap") {
+                return self.sync_from(core, to, epoch, core.log.start());
+            }
             self.stage = Stage::Snapshotting { pin: core.log.start() };
             return true;
         };
+        self.sync_from(core, to, epoch, common)
+    }
+
+    /// A DIFF, possibly after a TRUNC: no snapshot is needed.
+    fn sync_from(&mut self, core: &mut Core, to: PeerId, epoch: u64, common: Zxid) -> bool {
         self.seq += 1;
         core.send(to, Body::SyncFrom { session: self.id, epoch, seq: self.seq, common });
         self.start_streaming(core, common);
@@ -176,6 +185,9 @@ impl Session {
                 self.send_new_leader(core, to, epoch);
             }
             let end = if self.new_leader_sent { core.log.last() } else { self.sync_point };
+            if self.new_leader_sent && !self.synced && mutant!("no-proposals-before-newleader-ack") {
+                self.sent = end;
+            }
             let in_flight = core.log.bytes_between(self.acked, self.sent);
             let room = core.config.inflight_bytes_max.saturating_sub(in_flight);
             if self.sent >= end || room == 0 {
@@ -226,7 +238,8 @@ impl Session {
             self.seq += 1;
             self.up_to_date_sent = true;
             self.commit_told = core.commit;
-            core.send(to, Body::UpToDate { session: self.id, epoch, seq: self.seq, commit: core.commit });
+            let commit = if mutant!("uptodate-carries-the-ack") { self.sync_point } else { core.commit };
+            core.send(to, Body::UpToDate { session: self.id, epoch, seq: self.seq, commit });
         } else if self.commit_told < core.commit {
             self.commit_told = core.commit;
             core.send(to, Body::Commit { session: self.id, epoch, commit: core.commit });

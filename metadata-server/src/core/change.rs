@@ -8,6 +8,7 @@ use crate::state::prep::data::view_of;
 use crate::state::prep::load;
 use protocol::meta::{MetaError, MetaReply, REPLIES_MAX, WriteOp};
 use protocol::{Errno, InodeId, SessionId};
+use zab::mutant;
 
 /// Old replies that one transaction forgets at most, so that none grows without bound.
 const FORGET_MAX: usize = 256;
@@ -47,6 +48,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
     /// What nothing but these replies keeps open: once they are forgotten, it needs no pin.
     pub(super) fn kept_by_replies(&self, session: SessionId, replies: &[u64]) -> Vec<InodeId> {
         let open = &self.core.machine.open;
+        if mutant!("forgotten-replies-keep-pins") {
+            return Vec::new();
+        }
         replies.iter().filter_map(|sequence| open.kept_by_reply(session, *sequence)).collect()
     }
 
@@ -63,7 +67,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
     /// The reply of an earlier attempt, committed or on its way.
     fn stored_reply(&mut self, session: SessionId, sequence: u64) -> Result<Option<MetaReply>, MetaError> {
         let stored = self.core.leader.clocks.get(&session).is_some_and(|c| c.replies.contains(&sequence));
-        if !stored {
+        if !stored || mutant!("retry-is-executed-again") {
             return Ok(None);
         }
         let found = load(&self.core.machine.proposed(), &key::reply(session, sequence));
@@ -121,7 +125,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
         let is_last = machine.open.close(session, inode, handle);
         let is_pinned = machine.proposed().get(&key::pin(inode, session)).is_ok_and(|pin| pin.is_some());
         let holder = load::<SessionId>(&machine.proposed(), &key::hold(inode));
-        let unpin = is_last && is_pinned;
+        let unpin = is_last && is_pinned && !mutant!("close-keeps-the-pin");
         let release = release_hold && holder.ok().flatten() == Some(session);
         if !unpin && !release {
             return Ok(Next::Reply(MetaReply::Done));

@@ -7,6 +7,7 @@ use crate::state::read::{ReadError, read};
 use protocol::identity::Role;
 use protocol::meta::{MetaError, MetaReply, MetaRequest, ReadOp, WriteOp};
 use protocol::{DataServerId, Errno, MapEpoch, SessionId};
+use zab::mutant;
 
 /// Longest text that a client may say about itself, in bytes.
 const INFO_BYTES_MAX: usize = 4096;
@@ -54,6 +55,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
             }
             MetaRequest::Heartbeat { low_water } => {
                 let session = self.session(client)?;
+                if mutant!("heartbeat-without-a-round") {
+                    return self.heartbeat(session, low_water);
+                }
                 self.confirm(Step::Heartbeat { session, low_water })
             }
             MetaRequest::CloseSession => {
@@ -161,7 +165,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
         let core = &mut *self.core;
         let session = core.clients.get(&client).and_then(|c| c.session).unwrap_or_default();
         let space = core.leader.space(core.machine.map());
-        let result = read(&core.machine.committed(), session, op, space);
+        let result = if mutant!("reads-see-speculation") {
+            read(&core.machine.proposed(), session, op, space)
+        } else {
+            read(&core.machine.committed(), session, op, space)
+        };
         match result {
             Ok(reply) => Ok(Next::Reply(reply)),
             Err(ReadError::Errno(errno)) => Err(errno.into()),

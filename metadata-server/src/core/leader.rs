@@ -9,6 +9,7 @@ use protocol::meta::{DataServerReport, PgReport, RecoveryStatus, ScrubSummary, S
 use protocol::replication::Position;
 use protocol::{DataServerId, PgId, PoolId, SessionId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use zab::mutant;
 
 /// A pause of the server's own clock longer than this is not counted against anybody: the server, not its
 /// clients, was away.
@@ -88,7 +89,8 @@ impl LeaderMemory {
     pub fn new(now: u64, sessions: impl IntoIterator<Item = (SessionId, Session)>) -> Self {
         let mut memory = Self { since: now, last_tick: now, ..Self::default() };
         for (id, session) in sessions {
-            memory.add(now, id, session);
+            let silent = if mutant!("new-leader-counts-its-absence") { session.timeout_ms } else { 0 };
+            memory.add(now.saturating_sub(u64::from(silent)), id, session);
         }
         memory
     }
@@ -108,7 +110,7 @@ impl LeaderMemory {
     /// Sessions to expire now; each is named once until [`Self::expiry_failed`].
     pub fn expired(&mut self, now: u64) -> Vec<SessionId> {
         let gap = now.saturating_sub(self.last_tick);
-        if gap > TICK_GAP_MS {
+        if gap > TICK_GAP_MS && !mutant!("servers-pause-counts") {
             for clock in self.clocks.values_mut() {
                 clock.heard += gap;
             }
@@ -117,6 +119,7 @@ impl LeaderMemory {
         let mut expired = Vec::new();
         for (id, clock) in &mut self.clocks {
             let limit = u64::from(clock.session.timeout_ms) + EXPIRY_MARGIN_MS;
+            let limit = if mutant!("sessions-end-early") { limit / 2 } else { limit };
             if !clock.expiring && now.saturating_sub(clock.heard) > limit {
                 clock.expiring = true;
                 expired.push(*id);
@@ -132,9 +135,9 @@ impl LeaderMemory {
         }
     }
 
-    /// The session that the client with this certificate opened with `nonce`.
+    /// The newest session that the client with this certificate opened with `nonce`.
     pub fn by_nonce(&self, certificate: &str, nonce: u128) -> Option<SessionId> {
-        self.clocks.iter().find(|(_, clock)| clock.is_of(certificate, nonce)).map(|(id, _)| *id)
+        self.clocks.iter().rev().find(|(_, clock)| clock.is_of(certificate, nonce)).map(|(id, _)| *id)
     }
 
     /// A data server said how far its groups are. One that it is in and does not name is empty there.

@@ -13,7 +13,7 @@ use protocol::SessionId;
 use protocol::identity;
 use protocol::map::MapDelta;
 use protocol::meta::{MetaError, Push};
-use zab::{Role, Zxid};
+use zab::{Role, Zxid, mutant};
 
 impl<D: Disk, T> Core<D, T> {
     pub(super) fn change_role(&mut self, role: Role, now: Now) {
@@ -35,7 +35,7 @@ impl<D: Disk, T> Core<D, T> {
             sessions.iter().filter(|(_, s)| s.kind == SessionKind::Client).map(|(id, _)| *id).collect();
         self.machine.open = OpenTable::new(clients);
         self.leader = LeaderMemory::new(now.ms, sessions);
-        for (id, clock) in &mut self.leader.clocks {
+        for (id, clock) in self.leader.clocks.iter_mut().filter(|_| !mutant!("new-leader-forgets-replies")) {
             let prefix = key::prefix1(key::REPLY, id.0);
             let rows = self.machine.committed().scan(&prefix, &key::prefix_end(&prefix), usize::MAX)?;
             clock.replies = rows.iter().filter_map(|(k, _)| key::number_at(k, 9)).collect();
@@ -60,7 +60,9 @@ impl<D: Disk, T> Core<D, T> {
     }
 
     pub(super) fn stop_leading(&mut self) {
-        self.machine.drop_proposals();
+        if !mutant!("speculation-outlives-the-role") {
+            self.machine.drop_proposals();
+        }
         // Who is told so asks the next leader; nobody is told where that is, as nobody knows yet.
         self.role = Role::Looking;
         let waiters = std::mem::take(&mut self.waiters);

@@ -8,6 +8,7 @@ use crate::state::prep::{NewSession, load};
 use crate::state::record::SessionKind;
 use protocol::meta::{MetaError, MetaReply, MetaResponse};
 use protocol::{MapEpoch, SessionId};
+use zab::mutant;
 
 /// Bounds of a session's timeout in milliseconds.
 const TIMEOUT_MS: std::ops::RangeInclusive<u32> = 1_000..=300_000;
@@ -20,7 +21,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
     pub(super) fn open_session(&mut self, client: ClientId, opening: Opening) -> Flow {
         let Opening { nonce, timeout_ms, info } = opening;
         let certificate = self.certificate(client);
-        if let Some(session) = self.core.leader.by_nonce(&certificate, nonce) {
+        // A session that an earlier leader opened is left to expire: its owner may have learned of it and have files
+        // open, which only an attach can tell, and until then everything that loses its name would be pinned for it.
+        if let Some(session) = self.core.leader.by_nonce(&certificate, nonce)
+            && (self.core.machine.open.is_known(session) || mutant!("resumed-session-stays-unknown"))
+        {
             return self.confirm(Step::Resume(session));
         }
         let timeout_ms = timeout_ms.clamp(*TIMEOUT_MS.start(), *TIMEOUT_MS.end());
@@ -90,7 +95,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
     /// The session was heard of. `false` if its end is under way, which is to be decided first: nobody may be told
     /// that a session goes on which ends at the next moment.
     pub(super) fn renew(&mut self, session: SessionId) -> Result<bool, MetaError> {
-        let record = self.core.machine.proposed().get(&key::session(session));
+        let record = if mutant!("renewal-of-an-ending-session") {
+            self.core.machine.committed().get(&key::session(session))
+        } else {
+            self.core.machine.proposed().get(&key::session(session))
+        };
         let goes_on = self.core.stored(record)?.is_some();
         if goes_on {
             self.core.leader.heard(self.now.ms, session);
@@ -106,15 +115,15 @@ impl<D: Disk, T> Turn<'_, D, T> {
         self.session_reply(session).map(Next::Reply)
     }
 
-    /// A session that is quiet after a burst still lets go of its replies.
+    /// A session that is quiet after a burst still lets go of its replies, and of what only they keep open.
     fn forget_replies(&mut self, session: SessionId, low_water: u64) {
         const WORTH_A_TRANSACTION: usize = 512;
         let Some(clock) = self.core.leader.clocks.get(&session) else { return };
         let finished: Vec<u64> = clock.replies.range(..low_water).copied().collect();
-        if finished.len() < WORTH_A_TRANSACTION {
+        let needless = self.kept_by_replies(session, &finished);
+        if finished.len() < WORTH_A_TRANSACTION && needless.is_empty() {
             return;
         }
-        let needless = self.kept_by_replies(session, &finished);
         let (_, result) = self.propose(|prep| {
             prep.forget_replies(session, finished.iter().copied());
             prep.release_pins(session, needless)

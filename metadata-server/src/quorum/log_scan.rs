@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use zab::{Entry, Zxid};
+use zab::{Entry, Zxid, mutant};
 
 use super::error::{LogDamaged, StorageError};
 use super::files::{Directory, read_all};
@@ -92,6 +92,9 @@ impl<'a> Scanner<'a> {
     }
 
     fn damaged(&mut self, segment: u64, offset: u64, why: &'static str) {
+        if mutant!("damage-is-a-torn-tail") {
+            return;
+        }
         if self.damage.is_none() {
             self.damage = Some((segment_name(self.image.generation, segment), offset, why));
         }
@@ -202,6 +205,9 @@ impl<'a> Scanner<'a> {
             self.damaged(number, offset as u64, "a batch is not what was written, and later ones are intact");
         }
         self.image.torn = bytes[offset.min(bytes.len())..].iter().any(|byte| *byte != 0);
+        if self.image.torn && mutant!("torn-tail-is-damage") {
+            self.damaged(number, offset as u64, "the tail is torn");
+        }
         Ok(())
     }
 

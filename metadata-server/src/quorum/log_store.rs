@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use zab::{Entry, Zxid};
+use zab::{Entry, Zxid, mutant};
 
 use super::error::{LogDamaged, StorageError};
 use super::files::{Directory, DiskFile};
@@ -274,7 +274,7 @@ impl LogStore {
     pub fn append(&mut self, entries: &[Entry]) -> Result<(), StorageError> {
         self.guarded(|log| {
             for entry in entries {
-                if !entry.zxid.follows(log.staged_last) {
+                if !entry.zxid.follows(log.staged_last) && !mutant!("log-with-holes") {
                     return Err(StorageError::NotContiguous { last: log.staged_last, zxid: entry.zxid });
                 }
                 log.staged.append(entry);
@@ -402,7 +402,9 @@ impl LogStore {
         let name = segment_name(current.generation, current.number);
         let bytes = self.staged.seal(header);
         self.file.write_at(self.offset, bytes).map_err(StorageError::io("write to", &name))?;
-        self.file.sync().map_err(StorageError::io("sync", &name))?;
+        let synced = if mutant!("no-fsync") { Ok(()) } else { self.file.sync() };
+        let synced = if mutant!("failed-fsync-ignored") { Ok(()) } else { synced };
+        synced.map_err(StorageError::io("sync", &name))?;
         self.offset += bytes.len() as u64;
         self.sequence += 1;
         self.durable_last = self.staged_last;

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use zab::{Entry, Record, Zxid};
+use zab::{Entry, Record, Zxid, mutant};
 
 use super::error::{LogDamaged, StorageError};
 use super::files::Directory;
@@ -167,6 +167,9 @@ impl DiskStream {
         let switches = record.log_generation != self.log.generation();
         if switches {
             self.log.start_generation(record.log_generation, record.log_start)?;
+            if mutant!("old-log-removed-before-the-record") {
+                self.log.remove_other_generations()?;
+            }
         }
         self.record.save(record)?;
         if switches {

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::Arc;
+use zab::mutant;
 
 /// Changes by key; `None` deletes.
 pub type Writes = BTreeMap<Key, Option<Bytes>>;
@@ -117,7 +118,11 @@ impl<D: Disk> Layers<D> {
     /// Starts a checkpoint: the committed layer becomes immutable and a new one begins.
     pub fn freeze(&mut self) -> Arc<Writes> {
         assert!(self.frozen.is_none(), "one checkpoint at a time");
-        let frozen = Arc::new(std::mem::take(&mut self.committed));
+        let mut frozen = std::mem::take(&mut self.committed);
+        if mutant!("checkpoint-holds-speculation") {
+            frozen.extend(self.speculative.iter().map(|(key, (_, value))| (key.clone(), value.clone())));
+        }
+        let frozen = Arc::new(frozen);
         self.committed_bytes = 0;
         self.frozen = Some(frozen.clone());
         frozen

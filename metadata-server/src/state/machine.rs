@@ -12,6 +12,7 @@ use protocol::{DataServerId, MapEpoch, PgId, PoolId, SessionId, Timestamp};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use zab::mutant;
 
 /// See the module.
 pub struct Machine<D> {
@@ -135,7 +136,8 @@ impl<D: Disk> Machine<D> {
         decide: impl FnOnce(&mut Prep<'_>) -> Result<T, PrepError>,
     ) -> Result<(Txn, T), Refusal> {
         let view = self.layers.proposed();
-        let (revision, time) = (self.proposed.0 + 1, self.proposed.1.next().max(clock));
+        let next = if mutant!("time-goes-back") { clock } else { self.proposed.1.next().max(clock) };
+        let (revision, time) = (self.proposed.0 + 1, next);
         let mut prep = Prep::new(&view, &self.open, revision, time);
         match decide(&mut prep) {
             Ok(value) => prep.finish().map(|txn| (txn, value)).map_err(|e| (e, Vec::new())),
@@ -190,7 +192,11 @@ impl<D: Disk> Machine<D> {
     pub fn freeze(&mut self) -> (Arc<Writes>, Progress) {
         let record = Writes::from([(key::system("progress"), Some(encode(&self.progress)))]);
         self.layers.commit(0, record);
-        (self.layers.freeze(), self.progress)
+        let mut writes = self.layers.freeze();
+        if mutant!("checkpoint-without-sessions") {
+            Arc::make_mut(&mut writes).retain(|key, _| key.first() != Some(&key::SESSION));
+        }
+        (writes, self.progress)
     }
 
     /// Whether a checkpoint is under way.

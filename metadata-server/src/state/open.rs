@@ -24,6 +24,11 @@ impl OpenTable {
         Self { unknown: sessions.into_iter().collect(), ..Self::default() }
     }
 
+    /// Whether all that this session has open is known: it was opened under this leader, or has attached since.
+    pub fn is_known(&self, session: SessionId) -> bool {
+        !self.unknown.contains(&session)
+    }
+
     /// A handle was opened.
     pub fn open(&mut self, session: SessionId, inode: InodeId, handle: u64) {
         self.by_inode.entry(inode).or_default().entry(session).or_default().insert(handle);
@@ -126,6 +131,7 @@ mod tests {
         let mut table = OpenTable::new([a, b]);
         assert_eq!(table.holders(FILE), [a, b].into());
         table.assert_all(a, &[], []);
+        assert!(table.is_known(a) && !table.is_known(b));
         assert_eq!(table.holders(FILE), [b].into());
         table.assert_all(b, &[(FILE, 1)], []);
         table.forget(b);

@@ -4,6 +4,7 @@ use protocol::attr::TRUNCATIONS_MAX;
 use protocol::meta::{ClientInfo, LockEntry};
 use protocol::{Attr, DataServerId, FileKind, InodeId, PoolId, SessionId, Timestamp, Truncation};
 use serde::{Deserialize, Serialize};
+use zab::mutant;
 
 /// Version of everything in this file and in [`super::key`]. A server refuses a newer one.
 pub const FORMAT_VERSION: u32 = 1;
@@ -52,7 +53,7 @@ impl Inode {
     /// truncation must wait for the sweep.
     pub fn truncate(&mut self, seq: u64, size: u64) -> bool {
         if size < self.attr.size {
-            self.truncations.retain(|t| t.size < size);
+            self.truncations.retain(|t| t.size < size && !mutant!("only-the-last-truncation"));
             if self.truncations.len() >= TRUNCATIONS_MAX {
                 return false;
             }

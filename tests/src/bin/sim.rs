@@ -117,7 +117,8 @@ fn summary(total: &Counts, decided: Decided, simulated_ms: u64, worlds: u64, too
         per_minute(cpu)
     );
     println!(
-        "{} events, {} faults, {} starts, {} leaders, {} proposals, {} committed, {} checkpoints, {} snapshots installed",
+        "{} events, {} faults, {} starts, {} leaders, {} proposals, {} committed, {} checkpoints, {} snapshots installed, {} changes \
+         of the membership",
         total.steps,
         total.faults,
         total.boots,
@@ -125,7 +126,8 @@ fn summary(total: &Counts, decided: Decided, simulated_ms: u64, worlds: u64, too
         total.proposals,
         total.committed,
         total.checkpoints,
-        total.installs
+        total.installs,
+        total.changes
     );
     println!(
         "{} answers, {} locks granted, {} sessions ended, {} trims; histories: {} linearizable, {} undecided, {} calls",

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use protocol::SessionId;
 use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, Push};
+use protocol::{InodeId, SessionId};
 use zab::PeerId;
 
 use super::data_server::DataServer;
@@ -167,6 +167,8 @@ pub(crate) struct Client {
     session_call: Option<(u64, u64)>,
     heartbeat_at: u64,
     next_sequence: u64,
+    /// The low-water mark as last told: it may lag.
+    told_low_water: u64,
     registers: Registers,
     locks: Locks,
     private: Private,
@@ -189,6 +191,7 @@ impl Client {
             session_call: None,
             heartbeat_at: 0,
             next_sequence: 1,
+            told_low_water: 0,
             registers: Registers::default(),
             locks: Locks::default(),
             private: Private::default(),
@@ -206,6 +209,20 @@ impl Client {
 
     pub(crate) fn is_attached(&self) -> bool {
         self.link.is_up && self.is_attached
+    }
+
+    pub(crate) fn timeout_ms(&self) -> u64 {
+        u64::from(self.timeout_ms)
+    }
+
+    /// The inode that it has open and that has no name any more.
+    pub(crate) fn pinned(&self) -> Option<(InodeId, SessionId)> {
+        Some((self.private.nameless()?, self.session?))
+    }
+
+    /// The file whose size is its alone.
+    pub(crate) fn held(&self) -> Option<InodeId> {
+        self.private.held()
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -334,7 +351,10 @@ impl Client {
                 work.sequence = Some(self.next_sequence);
                 self.next_sequence += 1;
             }
-            let low_water = self.low_water();
+            if stage.rng.chance(300) {
+                self.told_low_water = self.low_water();
+            }
+            let low_water = self.told_low_water;
             let Some(work) = &mut self.work[index] else { continue };
             let request = match (&work.ask, work.sequence) {
                 (Ask::Write(op), Some(sequence)) => {
@@ -453,7 +473,7 @@ impl Client {
         self.private.session_ended();
         self.locks.session_ended(self.id, self.session.unwrap_or_default(), stage.oracle);
         (self.session, self.nonce, self.is_attached, self.session_call) = (None, 0, false, None);
-        self.next_sequence = 1;
+        (self.next_sequence, self.told_low_water) = (1, 0);
         self.link.drop_connection(stage);
         Ok(())
     }

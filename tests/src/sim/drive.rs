@@ -12,6 +12,7 @@ use metadata_server::state::txn::Txn as StateTxn;
 use protocol::SessionId;
 use zab::{Output, PeerId, Role, SnapshotDescriptor, Zxid};
 
+use super::admin::ADMINISTRATORS;
 use super::network::Packet;
 use super::server::{BootError, Image, Moment, Running, Token};
 use super::world::{Happening, World};
@@ -34,7 +35,7 @@ impl World {
     // ---- life ---------------------------------------------------------------------------------------------------
 
     pub(crate) fn boot(&mut self, id: PeerId) -> Result<(), String> {
-        if self.server(id).running.is_some() {
+        if self.server(id).running.is_some() || self.server(id).is_gone {
             return Ok(());
         }
         let (time, seed) = (self.time, self.rng.next());
@@ -83,7 +84,9 @@ impl World {
     pub(crate) fn kill(&mut self, id: PeerId) {
         let incarnation = self.server(id).incarnation;
         let server = self.server(id);
-        server.running = None;
+        if let Some(running) = server.running.take() {
+            server.left = running.memberships();
+        }
         server.is_paused = false;
         server.inbox.clear();
         for other in self.ids() {
@@ -351,8 +354,12 @@ impl World {
             self.checker.delivered(id, known)?;
         }
         let (core, mut quorum) = running.split(moment.tick);
+        let before = core.machine().progress();
         core.handle_applied(zxid, txn, &mut quorum, moment.now);
         let progress = running.core.machine().progress();
+        if progress.revision > before.revision && progress.time <= before.time {
+            return Err(format!("{zxid} is of {:?}, after {:?}", progress.time, before.time));
+        }
         self.oracle.state(id, progress.revision, progress.digest)
     }
 
@@ -383,6 +390,9 @@ impl World {
 
     fn carry_out_core(&mut self, id: PeerId, output: CoreOutput<Token>) -> Result<(), String> {
         match output {
+            CoreOutput::Reply { token: (connection, _), response } if connection > ADMINISTRATORS => {
+                self.administrator_answered(&response);
+            }
             CoreOutput::Reply { token: (connection, call), response } => {
                 let response = Box::new(response);
                 self.send_to_actor(connection, Happening::Response { connection, call, response });
@@ -608,7 +618,17 @@ fn install(
 
 /// The sessions that a transaction ends.
 fn ended_sessions(txn: &Bytes) -> Result<Vec<SessionId>, String> {
+    if txn.is_empty() {
+        // A change of the membership.
+        return Ok(Vec::new());
+    }
     let txn = StateTxn::decode(txn).map_err(|error| format!("a transaction does not decode: {error}"))?;
     let ended = txn.writes.iter().filter(|(k, v)| k.first() == Some(&key::SESSION) && v.is_none());
-    Ok(ended.filter_map(|(k, _)| key::number_at(k, 1)).map(SessionId).collect())
+    let ended: Vec<SessionId> = ended.filter_map(|(k, _)| key::number_at(k, 1)).map(SessionId).collect();
+    // Nobody here leaves in peace: what a client sent is fenced, and a data server is down.
+    let is_down = txn.writes.keys().any(|k| k.starts_with(&[key::MAP, key::MAP_SERVER]));
+    match ended.iter().find(|id| !txn.writes.contains_key(&key::map_blocked(**id)) && !is_down) {
+        Some(id) => Err(format!("session {id} ends without a fence")),
+        None => Ok(ended),
+    }
 }

@@ -1,18 +1,22 @@
 //! Kinds of worlds, what goes wrong in them, and the two halves of a round: chaos under safety checks, then healing
 //! and the demand for liveness.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use metadata_server::state::key::{self, Key};
 use metadata_server::state::layers::View;
 use metadata_server::state::read::read;
+use metadata_server::state::record::Inode;
 use protocol::meta::{MetaReply, ReadOp, Space};
 use protocol::{EntryName, InodeId, Layout, SessionId};
-use zab::{Config, DataUuid, PeerId, Record, Role};
+use zab::{Config, PeerId, Role};
 
 use super::actor::Actor;
 use super::linear::RegisterOp;
 use super::network::Weather;
 use super::program::REGISTERS;
+use super::server::Server;
 use super::world::{DATA_SERVERS, Happening, World};
 use crate::simulation::invariants::Checker;
 use crate::simulation::rng::Rng;
@@ -38,6 +42,8 @@ pub(crate) struct Shape {
     pub(crate) think_ms: u64,
     pub(crate) chaos_ms: u64,
     pub(crate) fault_every_ms: u64,
+    /// Administrators change who the servers are.
+    pub(crate) is_changing: bool,
 }
 
 /// The world that a seed stands for.
@@ -86,6 +92,7 @@ pub(crate) fn shape(seed: u64) -> Shape {
         think_ms: rng.pick(&[50, 200, 800]),
         chaos_ms: rng.between(20_000, 120_000),
         fault_every_ms: rng.pick(&[500, 2_000, 6_000]),
+        is_changing: rng.chance(500),
     }
 }
 
@@ -97,6 +104,9 @@ impl World {
         loop {
             self.is_chaos = true;
             self.schedule_in(1, Happening::Fault);
+            if self.shape.is_changing {
+                self.schedule_in(1, Happening::Administer);
+            }
             let end = self.time + self.shape.chaos_ms;
             self.run_until(end)?;
             self.heal();
@@ -152,6 +162,8 @@ impl World {
             83..88 => self.set_wall_clock(victim),
             88..91 => self.break_connections(),
             91..93 => self.end_an_actor(),
+            93..95 => self.freeze_leader(),
+            95..97 => self.bring_to_the_brink(),
             _ => {
                 let incarnation = self.server(victim).incarnation;
                 self.schedule_in(0, Happening::CheckpointDue { server: victim, incarnation });
@@ -176,6 +188,14 @@ impl World {
             self.kill(id);
         }
         self.restart_later(id);
+    }
+
+    /// The leader of a change ends in the middle of it.
+    pub(crate) fn end_of_leader(&mut self, id: PeerId, incarnation: u64) {
+        if self.is_chaos && self.server(id).incarnation == incarnation {
+            let by_power = self.rng.chance(500);
+            self.end_and_restart(id, by_power);
+        }
     }
 
     /// Everybody but the leader restarts at once and cannot hear it any more, while it may hold a lease.
@@ -211,6 +231,59 @@ impl World {
         }
         self.log(|| format!("{id} pauses for {pause} ms{}", if is_suspend { ", suspended" } else { "" }));
         self.schedule_in(pause, Happening::Resume { server: id, incarnation, is_suspend, since });
+    }
+
+    /// The leader stands still for longer than sessions last. Some actors reach nobody else: what they ask is the first
+    /// thing that it sees when it goes on.
+    fn freeze_leader(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        let (since, incarnation) = (self.time, self.server(leader).incarnation);
+        self.server(leader).is_paused = true;
+        let (pause, is_suspend) = (self.rng.between(5_000, 15_000), self.rng.chance(500));
+        self.log(|| format!("{leader} freezes for {pause} ms"));
+        for actor in self.actors.keys().copied().collect::<Vec<_>>() {
+            if self.rng.chance(500) {
+                self.ids()
+                    .into_iter()
+                    .filter(|id| *id != leader)
+                    .for_each(|id| self.network.cut_off(actor, id));
+            }
+        }
+        self.schedule_in(pause, Happening::Resume { server: leader, incarnation, is_suspend, since });
+        let after = pause + self.rng.between(1, 1_000);
+        self.schedule_in(after, Happening::Reconnect);
+    }
+
+    /// A client comes back when the end of its session is proposed and cannot commit, as all disks are slow.
+    fn bring_to_the_brink(&mut self) {
+        let clients: Vec<(u32, u64)> = self
+            .actors
+            .values()
+            .filter_map(|actor| match actor {
+                Actor::Client(client) => Some((client.id, client.timeout_ms())),
+                Actor::Data(_) => None,
+            })
+            .collect();
+        let (actor, timeout_ms) = self.rng.pick(&clients);
+        self.log(|| format!("actor {actor} is brought to the brink"));
+        for server in self.ids() {
+            self.network.cut_off(actor, server);
+        }
+        // It was heard up to a third of the timeout ago, and gets half a second more.
+        let stall = timeout_ms * 2 / 3 + 400;
+        self.schedule_in(stall, Happening::DisksStall { until: self.time + timeout_ms + 2_500 });
+        let back = self.rng.between(timeout_ms * 2 / 3 + 500, timeout_ms + 1_000);
+        self.schedule_in(back, Happening::Reconnect);
+    }
+
+    pub(crate) fn all_disks_stall(&mut self, until: u64) {
+        if !self.is_chaos {
+            return;
+        }
+        for id in self.ids() {
+            self.server(id).stalled_until = until;
+            self.schedule(until, Happening::Unstall { server: id });
+        }
     }
 
     fn isolate(&mut self, id: PeerId) {
@@ -329,12 +402,18 @@ impl World {
         self.server(id).disk.set_broken(false);
     }
 
-    /// Whether losing what `id` acknowledged leaves it in a majority of the others.
-    fn can_lose(&self, id: PeerId) -> bool {
-        let is_whole = |other: &super::server::Server| other.is_whole() || other.id.0 > self.shape.voters;
+    /// Whether losing what `id` acknowledged leaves it in a majority of the others, whatever membership may come to
+    /// count again.
+    pub(crate) fn can_lose(&self, id: PeerId) -> bool {
         let formed =
-            self.servers[&id].running.as_ref().is_some_and(|r| r.peer.record().membership.is_bound());
-        formed && self.servers.values().all(|other| other.id == id || is_whole(other))
+            self.servers[&id].running.as_ref().is_some_and(|r| r.stream.record().membership.is_bound());
+        let living = self.servers.values().filter(|server| !server.is_gone);
+        formed
+            && living.flat_map(Server::memberships).all(|membership| {
+                let rest = membership.voters.iter().filter(|(voter, _)| **voter != id);
+                let whole = rest.filter(|(voter, uuid)| self.is_whole_directory(**voter, **uuid)).count();
+                whole > membership.voters.len() / 2 || !membership.is_bound()
+            })
     }
 
     fn flip_a_bit(&mut self, id: PeerId) {
@@ -352,19 +431,12 @@ impl World {
         self.restart_later(id);
     }
 
-    /// A directory is lost: the id remains, everything else is new. It learns, and does not vote again.
+    /// A directory is lost: the id remains, everything else is new. It learns, and votes again when it was replaced.
     fn lose_directory(&mut self, id: PeerId) {
         if !self.can_lose(id) {
             return;
         }
-        self.kill(id);
-        let uuid = DataUuid(u128::from(self.rng.next()));
-        let server = self.server(id);
-        server.fresh = Record::fresh(uuid, server.fresh.membership.clone());
-        server.disk = Default::default();
-        server.images.clear();
-        server.is_voter = false;
-        self.log(|| format!("{id} lost its directory"));
+        self.empty(id);
         self.restart_later(id);
     }
 
@@ -404,15 +476,19 @@ impl World {
         let before = self.completed();
         self.is_busy_time = true;
         let is_served = |now: &Vec<u64>| now.iter().zip(&before).all(|(now, before)| now > before);
-        while !(is_served(&self.completed()) && self.is_in_role()) {
+        loop {
+            let is_mended = !self.shape.is_changing || self.mend_membership()?;
+            if is_mended && is_served(&self.completed()) && self.is_in_role() {
+                break;
+            }
             self.wait(end, "not everybody was served")?;
         }
         self.is_busy_time = false;
-        while !self.is_at_rest()? {
-            self.wait(end, "there is no rest")?;
+        while let Some(what) = self.unrest()? {
+            self.wait(end, &format!("there is no rest ({what})"))?;
         }
         let rows = self.rows(self.leader().ok_or("there is no leader")?)?;
-        for id in self.ids() {
+        for id in self.members() {
             if self.rows(id)? != rows {
                 return Err(format!("the state of {id} differs from the leader's, and both are at the end"));
             }
@@ -440,40 +516,90 @@ impl World {
         clients.filter_map(|a| if let Actor::Client(c) = a { Some(c.completed) } else { None }).collect()
     }
 
-    /// Whether every server is what it should be.
+    /// The servers that the leader's membership names, each with the directory that it has.
+    fn members(&self) -> Vec<PeerId> {
+        let Some((_, membership)) = self.leaders_membership() else { return Vec::new() };
+        let is_member = |id: &PeerId| membership.is_member(*id, self.servers[id].uuid());
+        self.ids().into_iter().filter(is_member).collect()
+    }
+
+    /// Whether every server is what the leader's membership says.
     fn is_in_role(&self) -> bool {
-        self.servers.values().all(|server| match server.running.as_ref().map(|r| r.peer.role()) {
-            Some(Role::Following { .. } | Role::Leading { .. }) => server.is_voter,
-            Some(Role::Observing { .. }) => !server.is_voter,
-            _ => false,
+        let Some((_, membership)) = self.leaders_membership() else { return false };
+        self.servers.values().filter(|server| !server.is_gone).all(|server| {
+            let (id, uuid) = (server.id, server.uuid());
+            match server.running.as_ref().map(|r| r.peer.role()) {
+                Some(Role::Following { .. } | Role::Leading { .. }) => membership.is_voter(id, uuid),
+                Some(Role::Observing { .. }) => {
+                    !membership.is_voter(id, uuid) && membership.is_member(id, uuid)
+                }
+                Some(Role::NotMember) => !membership.is_member(id, uuid),
+                _ => false,
+            }
         })
     }
 
-    /// Whether nothing is under way: no call, no lock, no proposal, and everybody applied everything.
-    fn is_at_rest(&self) -> Result<bool, String> {
+    /// What is still under way: a call, a lock, a proposal, a transaction that not everybody applied; or what is left
+    /// behind in the state although nobody needs it.
+    fn unrest(&self) -> Result<Option<String>, String> {
         let idle = self.actors.values().all(|actor| match actor {
             Actor::Client(client) => client.is_idle() && client.is_attached(),
             Actor::Data(server) => server.is_attached(),
         });
-        let Some(leader) = self.leader().filter(|_| idle && self.is_in_role()) else { return Ok(false) };
+        let Some(leader) = self.leader().filter(|_| idle && self.is_in_role()) else {
+            return Ok(Some("somebody is busy".to_owned()));
+        };
         let ends = |id: &PeerId| {
             let peer = self.servers[id].running.as_ref().map(|running| &running.peer);
             peer.map(|peer| (peer.last_zxid(), peer.delivered(), peer.committed()))
         };
-        let Some((last, delivered, committed)) = ends(&leader) else { return Ok(false) };
-        let equal = last == delivered && last == committed;
-        let everywhere = self.servers.keys().all(|id| ends(id).is_some_and(|e| (e.0, e.1) == (last, last)));
-        if !equal || !everywhere {
-            return Ok(false);
-        }
-        let Some(running) = &self.servers[&leader].running else { return Ok(false) };
-        let state = running.core.machine().committed();
-        let count = |table: u8| {
-            let rows = state.scan(&[table], &[table + 1], usize::MAX);
-            rows.map(|rows| rows.len()).map_err(|error| error.to_string())
+        let Some((last, delivered, committed)) = ends(&leader) else {
+            return Ok(Some("the leader is away".to_owned()));
         };
-        // Sessions that were left behind have ended, and with them what they held.
-        Ok(count(key::LOCK)? == 0 && count(key::SESSION)? == self.actors.len())
+        let equal = last == delivered && last == committed;
+        let has_all = |id: &PeerId| ends(id).is_some_and(|e| (e.0, e.1) == (last, last));
+        if !equal || !self.members().iter().all(has_all) {
+            return Ok(Some("not everybody applied everything".to_owned()));
+        }
+        let Some(running) = &self.servers[&leader].running else { return Ok(None) };
+        self.left_behind(&running.core.machine().committed())
+    }
+
+    /// Rows that nobody needs, or that are missing: sessions that were left behind have ended, and with them what they
+    /// held; what is pinned is what living clients have open without a name, and what is held is theirs.
+    fn left_behind(&self, state: &impl View) -> Result<Option<String>, String> {
+        let rows =
+            |table: u8| state.scan(&[table], &[table + 1], usize::MAX).map_err(|error| error.to_string());
+        let keys = |table: u8| -> Result<BTreeSet<Key>, String> {
+            Ok(rows(table)?.into_iter().map(|(key, _)| key).collect())
+        };
+        let clients = || {
+            self.actors.values().filter_map(|actor| match actor {
+                Actor::Client(client) => Some(client),
+                Actor::Data(_) => None,
+            })
+        };
+        let pins: BTreeSet<Key> = clients().filter_map(|c| c.pinned()).map(|(i, s)| key::pin(i, s)).collect();
+        let holds: BTreeSet<Key> = clients().filter_map(|c| c.held()).map(key::hold).collect();
+        let mut nameless = BTreeSet::new();
+        for (row, value) in rows(key::INODE)? {
+            let inode: Inode = postcard::from_bytes(&value).map_err(|e| e.to_string())?;
+            if inode.attr.nlink == 0 {
+                nameless.extend(key::number_at(&row, 1).map(InodeId));
+            }
+        }
+        let open: BTreeSet<InodeId> = clients().filter_map(|c| c.pinned()).map(|(inode, _)| inode).collect();
+        let owned = pins.len() + holds.len();
+        let rules = [
+            (keys(key::LOCK)?.is_empty(), "a lock is left"),
+            (keys(key::SESSION)?.len() == self.actors.len(), "a session is left"),
+            (keys(key::ENDING)?.is_empty(), "a session's end is not through"),
+            (keys(key::PIN)? == pins, "other inodes are pinned than are open without a name"),
+            (keys(key::HOLD)? == holds, "other files are held than clients hold"),
+            (keys(key::OWNED)?.len() == owned, "sessions own more or less than they have"),
+            (nameless == open, "an inode without a name is there that nobody has open"),
+        ];
+        Ok(rules.iter().find(|(holds, _)| !holds).map(|(_, what)| (*what).to_owned()))
     }
 
     fn rows(&self, id: PeerId) -> Result<Vec<(Key, Bytes)>, String> {

@@ -8,12 +8,14 @@
 //! | `world`, `drive` | the event loop; a server's driver |
 //! | `server`, `disk`, `network` | what runs, where it writes, how it talks |
 //! | `actor`, `program`, `data_server` | clients, what they do, data servers |
+//! | `admin` | changes of who the servers are |
 //! | `faults` | kinds of worlds, what goes wrong, healing and the demand for liveness |
 //! | `oracle`, `linear` | what clients were told, judged |
 //!
 //! The named invariants are those of `zab/tests/simulation/invariants`.
 
 mod actor;
+mod admin;
 mod coverage;
 mod data_server;
 mod disk;
@@ -49,6 +51,8 @@ pub struct Counts {
     pub boots: u64,
     /// Checkpoints that became durable.
     pub checkpoints: u64,
+    /// Changes of the membership that were committed and answered.
+    pub changes: u64,
     /// Snapshots installed.
     pub installs: u64,
     /// Requests to cut objects.
@@ -76,6 +80,7 @@ impl Counts {
             &mut self.boots,
             &mut self.checkpoints,
             &mut self.installs,
+            &mut self.changes,
             &mut self.trims,
             &mut self.faults,
             &mut self.answers,
@@ -90,6 +95,7 @@ impl Counts {
             other.boots,
             other.checkpoints,
             other.installs,
+            other.changes,
             other.trims,
             other.faults,
             other.answers,

@@ -383,6 +383,16 @@ impl Private {
         self.orphan.iter().map(|(inode, handle, _)| (*inode, *handle)).collect()
     }
 
+    /// What is open and has no name.
+    pub(crate) fn nameless(&self) -> Option<InodeId> {
+        self.orphan.filter(|(_, _, has_name)| !has_name).map(|(inode, ..)| inode)
+    }
+
+    /// What is held.
+    pub(crate) fn held(&self) -> Option<InodeId> {
+        self.held
+    }
+
     pub(crate) fn next(&mut self, scene: &mut Scene<'_>) -> Option<Ask> {
         if !scene.is_busy_time {
             return None;

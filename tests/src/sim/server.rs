@@ -2,6 +2,7 @@
 //! the real log store.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,14 +14,16 @@ use metadata_server::quorum::{LogOptions, PeerStatus, StorageError, StorageOptio
 use metadata_server::state::key::{self, Key};
 use metadata_server::state::layers::{Disk, StoreError, Writes};
 use metadata_server::state::record::Progress;
-use protocol::Timestamp;
+use protocol::{MetadataServerId, Timestamp};
 use zab::{
-    ChangeError, Config, Membership, MembershipChange, Peer, PeerId, ProposeError, ReadError, Record,
-    Recovered, Role, SnapshotDescriptor, Tick, Zxid,
+    ChangeError, Config, DataUuid, Membership, MembershipChange, Peer, PeerId, ProposeError, ReadError,
+    Record, Recovered, Role, SnapshotDescriptor, Tick, Zxid,
 };
 
 use super::disk::SimDisk;
+use super::faults::Shape;
 use super::world::Happening;
+use crate::simulation::rng::Rng;
 
 /// Small, so that segments roll and are purged all the time.
 const SEGMENT_BYTES: u64 = 32 << 10;
@@ -159,7 +162,10 @@ impl Broadcast for Watched<'_> {
     }
 
     fn change_membership(&mut self, change: &MembershipChange) -> Result<Zxid, ChangeError> {
-        self.peer.change_membership(change, self.tick)
+        let zxid = self.peer.change_membership(change, self.tick)?;
+        // The state machine sees an empty transaction.
+        self.proposals.push((zxid, Bytes::new()));
+        Ok(zxid)
     }
 }
 
@@ -199,13 +205,65 @@ pub(crate) struct Server {
     pub(crate) is_paused: bool,
     pub(crate) inbox: VecDeque<Happening>,
     pub(crate) stalled_until: u64,
-    /// Its directory was lost, or it only listens: it has no vote.
-    pub(crate) is_voter: bool,
+    /// Every membership that may count after the next start, as the process that ended last left it.
+    pub(crate) left: Vec<Membership>,
+    /// Its machine was given away after it was removed: it never starts again.
+    pub(crate) is_gone: bool,
     /// Damage was done to its log that may not be repaired yet.
     pub(crate) is_damaged: bool,
 }
 
 impl Server {
+    /// A machine that was never started. `fresh` is what its directory begins with.
+    pub(crate) fn new(
+        id: PeerId,
+        shape: &Shape,
+        fresh: Record,
+        voters: BTreeMap<MetadataServerId, SocketAddr>,
+        rng: &mut Rng,
+    ) -> Server {
+        let clocks = Clocks {
+            offset: rng.below(1_000_000),
+            rate: if shape.has_drift { rng.between(990, 1010) } else { 1000 },
+            suspended: 0,
+            wall_offset: rng.between(0, 20) as i64 - 10,
+        };
+        let core = CoreConfig {
+            id: MetadataServerId(id.0),
+            cluster: "simulated".to_owned(),
+            voters,
+            pool_size: 2,
+            down_out_ms: 30_000,
+        };
+        Server {
+            id,
+            zab: Config { id, ..shape.zab.clone() },
+            core,
+            clocks,
+            disk: SimDisk::default(),
+            images: BTreeMap::new(),
+            fresh,
+            running: None,
+            incarnation: 0,
+            is_paused: false,
+            inbox: Default::default(),
+            stalled_until: 0,
+            left: Vec::new(),
+            is_gone: false,
+            is_damaged: false,
+        }
+    }
+
+    /// Which directory it has.
+    pub(crate) fn uuid(&self) -> DataUuid {
+        self.fresh.data_uuid
+    }
+
+    /// Every membership that counts here, or may after a restart.
+    pub(crate) fn memberships(&self) -> Vec<Membership> {
+        self.running.as_ref().map_or_else(|| self.left.clone(), |running| running.memberships())
+    }
+
     pub(crate) fn moment(&self, time: u64) -> Moment {
         Moment { tick: self.clocks.tick(time), now: self.clocks.now(time) }
     }
@@ -217,7 +275,7 @@ impl Server {
     /// Whether nothing that it acknowledged is in doubt.
     pub(crate) fn is_whole(&self) -> bool {
         let needs_sync = self.running.as_ref().is_some_and(|running| running.peer.record().needs_sync);
-        self.is_voter && !self.is_damaged && !needs_sync
+        !self.is_gone && !self.is_damaged && !needs_sync
     }
 
     /// Starts a process from what is on the disk.

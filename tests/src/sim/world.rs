@@ -5,21 +5,21 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use metadata_server::core::{CoreConfig, Trim, TrimFailed};
+use metadata_server::core::{Trim, TrimFailed};
 use metadata_server::state::layers::Writes;
 use protocol::MetadataServerId;
 use protocol::identity::{ClusterId, Fingerprint, Limits, PeerIdentity, Role as CertificateRole};
 use protocol::meta::{MetaRequest, MetaResponse, Push};
-use zab::{Config, DataUuid, Membership, PeerId, Record, Zxid};
+use zab::{DataUuid, Membership, PeerId, Record, Zxid};
 
 use super::Counts;
 use super::actor::{Actor, Client, Stage, Wish};
+use super::admin::address;
 use super::data_server::DataServer;
-use super::disk::SimDisk;
 use super::faults::Shape;
 use super::network::{Network, Packet};
 use super::oracle::Oracle;
-use super::server::{Clocks, Image, Server, Token};
+use super::server::{Image, Server, Token};
 use super::trace::Trace;
 use crate::simulation::history::Txn;
 use crate::simulation::invariants::Checker;
@@ -109,6 +109,14 @@ pub(crate) enum Happening {
     },
     Reconnect,
     Fault,
+    DisksStall {
+        until: u64,
+    },
+    Administer,
+    EndOfLeader {
+        server: PeerId,
+        incarnation: u64,
+    },
 }
 
 struct Scheduled {
@@ -162,6 +170,8 @@ pub(crate) struct World {
     /// The histories that the checker looks at begin here.
     pub(crate) base: Zxid,
     pub(crate) snapshots: u64,
+    /// Administrators so far: each asks once.
+    pub(crate) administrators: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
 }
@@ -176,7 +186,7 @@ impl World {
             let rate = rng.between(990, 1010);
             let timeout_ms = rng.pick(&[4_000, 10_000]);
             // Some give a server up at once, others wait for it for long.
-            let patience_ms = rng.pick(&[500, 2_500, 8_000]);
+            let patience_ms = rng.pick(&[500, 2_500, 8_000, 20_000]);
             let client = Client::new(id, rate, timeout_ms, patience_ms, shape.think_ms);
             actors.insert(id, Actor::Client(Box::new(client)));
         }
@@ -203,6 +213,7 @@ impl World {
             committed: Vec::new(),
             base: Zxid::ZERO,
             snapshots: 0,
+            administrators: 0,
             queue: BinaryHeap::new(),
             order: 0,
             actors,
@@ -217,7 +228,7 @@ impl World {
     }
 
     pub(crate) fn ids(&self) -> Vec<PeerId> {
-        self.servers.keys().copied().collect()
+        self.servers.values().filter(|server| !server.is_gone).map(|server| server.id).collect()
     }
 
     pub(crate) fn server(&mut self, id: PeerId) -> &mut Server {
@@ -332,6 +343,15 @@ impl World {
                 Ok(())
             }
             Happening::Fault => self.fault(),
+            Happening::DisksStall { until } => {
+                self.all_disks_stall(until);
+                Ok(())
+            }
+            Happening::Administer => self.administer(),
+            Happening::EndOfLeader { server, incarnation } => {
+                self.end_of_leader(server, incarnation);
+                Ok(())
+            }
         }
     }
 
@@ -506,7 +526,7 @@ impl World {
 }
 
 /// What an actor's certificate says.
-fn identity(actor: u32) -> PeerIdentity {
+pub(crate) fn identity(actor: u32) -> PeerIdentity {
     let (role, id, name) = if actor >= DATA_SERVERS {
         (CertificateRole::Data, actor - DATA_SERVERS, "data")
     } else {
@@ -532,41 +552,12 @@ fn make_servers(shape: &Shape, rng: &mut Rng) -> BTreeMap<PeerId, Server> {
         Membership::bound(voters.iter().map(|id| (*id, uuid(*id))))
     };
     membership.observers = observers.iter().copied().collect();
-    let address = |id: &PeerId| SocketAddr::from(([127, 0, 0, 1], 7000 + id.0 as u16));
+    let everybody: Vec<PeerId> = voters.iter().chain(&observers).copied().collect();
     let addresses: BTreeMap<_, _> =
-        voters.iter().chain(&observers).map(|id| (MetadataServerId(id.0), address(id))).collect();
-    let mut servers = BTreeMap::new();
-    for id in voters.iter().chain(&observers).copied() {
-        let clocks = Clocks {
-            offset: rng.below(1_000_000),
-            rate: if shape.has_drift { rng.between(990, 1010) } else { 1000 },
-            suspended: 0,
-            wall_offset: rng.between(0, 20) as i64 - 10,
-        };
-        let core = CoreConfig {
-            id: MetadataServerId(id.0),
-            cluster: "simulated".to_owned(),
-            voters: addresses.clone(),
-            pool_size: 2,
-            down_out_ms: 30_000,
-        };
-        let server = Server {
-            id,
-            zab: Config { id, ..shape.zab.clone() },
-            core,
-            clocks,
-            disk: SimDisk::default(),
-            images: BTreeMap::new(),
-            fresh: Record::fresh(uuid(id), membership.clone()),
-            running: None,
-            incarnation: 0,
-            is_paused: false,
-            inbox: Default::default(),
-            stalled_until: 0,
-            is_voter: voters.contains(&id),
-            is_damaged: false,
-        };
-        servers.insert(id, server);
-    }
-    servers
+        everybody.iter().map(|id| (MetadataServerId(id.0), address(*id))).collect();
+    let make = |id: &PeerId| {
+        let fresh = Record::fresh(uuid(*id), membership.clone());
+        (*id, Server::new(*id, shape, fresh, addresses.clone(), rng))
+    };
+    everybody.iter().map(make).collect()
 }

@@ -516,6 +516,28 @@ fn proposals_reach_a_follower_that_has_not_acknowledged_new_leader() {
     assert!(rig.said_to(C).iter().any(has_it));
 }
 
+/// Specification issue 3: UPTODATE says what is committed now, not what was when the synchronization began.
+#[test]
+fn up_to_date_carries_the_newest_commit() {
+    let mut rig = Rig::new(record(A, 1), vec![]);
+    let epoch = rig.lead();
+    rig.hear(C, Body::FollowerInfo { session: 77, accepted_epoch: 0, may_vote: true });
+    let body = ack_epoch(C, epoch, 0, Zxid::ZERO);
+    let Body::AckEpoch { current_epoch, last, tails, .. } = body else { unreachable!("it is one") };
+    rig.hear(C, Body::AckEpoch { session: 77, epoch, current_epoch, last, tails });
+    let zxid = rig.peer.propose(Bytes::from_static(b"x"), rig.now).expect("it leads");
+    rig.poll();
+    rig.sync().hear(B, ack(B, epoch, 0, zxid));
+    assert_eq!(rig.peer.committed(), zxid);
+    rig.take();
+    let Body::Ack { epoch, round, progress, .. } = ack(C, epoch, 0, Zxid::ZERO) else {
+        unreachable!("it is one")
+    };
+    rig.hear(C, Body::Ack { session: 77, epoch, round, progress });
+    let says_so = |body: &Body| matches!(body, Body::UpToDate { commit, .. } if *commit == zxid);
+    assert!(rig.said_to(C).iter().any(says_so));
+}
+
 /// Acks of a history that was not adopted (NEWLEADER unacknowledged) do not commit.
 #[test]
 fn acks_count_after_ack_ld() {

@@ -305,8 +305,9 @@ impl World {
                 if self.shape.changing && !self.replace_lost_directories(leader)? {
                     continue;
                 }
-                // What was written to a leader that was still to be deposed may be lost: write again.
-                let leadership = Some(self.established.len());
+                // What was written to a leader that was still to be deposed may be lost, although its successor was
+                // established before: write again whenever another one leads.
+                let leadership = Some((leader, self.established.len()));
                 if written.is_none() || written_in != leadership {
                     written = self.propose(leader)?;
                     written_in = leadership;

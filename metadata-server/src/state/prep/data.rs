@@ -13,6 +13,7 @@ use protocol::attr::TRUNCATIONS_MAX;
 use protocol::map::{CHUNK_SIZE_DEFAULT, INLINE_LIMIT_DEFAULT, Pool};
 use protocol::meta::{MetaError, MetaReply, Push};
 use protocol::{Errno, FileKind, FileView, InodeId, Layout, SessionId, Truncation};
+use zab::mutant;
 
 /// Largest file in bytes: what 32 bits of chunk index hold with a margin.
 pub(crate) const FILE_SIZE_MAX: u64 = 1 << 53;
@@ -88,7 +89,7 @@ impl Prep<'_> {
         self.release_hold(session, id)?;
         let Some(mut inode) = self.find_inode(id)? else { return Ok(()) };
         inode.strays = true;
-        if inode.chunked {
+        if inode.chunked && !mutant!("mark-not-cut-at-expiry") {
             let size = inode.attr.size;
             inode.truncations.retain(|t| t.size < size);
             inode.truncations.push(Truncation { seq: self.revision, size });

@@ -6,6 +6,7 @@ use crate::state::layers::View;
 use crate::state::record::{Session, SessionKind, encode};
 use protocol::meta::{ClientInfo, MetaError, MetaReply, Push};
 use protocol::{Errno, InodeId, MapEpoch, SessionId};
+use zab::mutant;
 
 /// Fenced sessions that the map remembers at most; the oldest go first.
 const BLOCKED_MAX: usize = 4096;
@@ -54,7 +55,7 @@ impl Prep<'_> {
         // First of all, so that whoever is granted a lock by this carries the map epoch that fences the session.
         match session.kind {
             SessionKind::Data(server) => self.mark_down(server, id)?,
-            SessionKind::Client if fenced => self.block(id)?,
+            SessionKind::Client if fenced && !mutant!("expiry-without-a-fence") => self.block(id)?,
             SessionKind::Client => {}
         }
         self.draft.delete(key::session(id));
@@ -84,6 +85,12 @@ impl Prep<'_> {
     /// Releases what a session owns, what others may wait for first. `false`: there is more.
     fn release_owned(&mut self, id: SessionId) -> Result<bool> {
         for kind in [key::OWNED_LOCK, key::OWNED_HOLD, key::OWNED_PIN] {
+            let is_forgotten = (kind == key::OWNED_LOCK && mutant!("expiry-leaves-locks"))
+                || (kind == key::OWNED_HOLD && mutant!("expiry-leaves-holds"))
+                || (kind == key::OWNED_PIN && mutant!("expiry-leaves-pins"));
+            if is_forgotten {
+                continue;
+            }
             let mut prefix = key::prefix1(key::OWNED, id.0);
             prefix.push(kind);
             for (owned, _) in self.draft.scan(&prefix, &key::prefix_end(&prefix), usize::MAX)? {
