@@ -285,6 +285,7 @@ async fn push(connection: Connection, mut changes: mpsc::UnboundedReceiver<()>, 
             crush: None,
             pgs: map.pgs.iter().map(|(pg, config)| (*pg, config.clone())).collect(),
             blocked: None,
+            removed_pools: None,
         };
         known = map;
         if sender.send(&Push::Map(delta), Bytes::new()).await.is_err() {

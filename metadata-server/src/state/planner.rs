@@ -15,8 +15,11 @@ use super::prep::PgUpdate;
 use crush::{CrushMap, Scratch};
 use protocol::map::{ClusterMap, Member, PgConfig, Pool, WEIGHT_ONE};
 use protocol::replication::Position;
-use protocol::{DataServerId, PgId};
+use protocol::{DataServerId, PgId, PoolId};
 use std::collections::BTreeMap;
+
+/// Changes of one plan: they become one transaction.
+const UPDATES_MAX: usize = 1024;
 
 /// Last (configuration version, sequence) of a server in a group, as it said when it registered.
 pub type Positions = BTreeMap<(DataServerId, PgId), Position>;
@@ -33,7 +36,7 @@ pub struct PlanInput<'a> {
     pub start_small: bool,
 }
 
-/// Every group whose configuration should change now.
+/// Groups whose configuration should change now, at most [`UPDATES_MAX`]: the next plan sees these changed and goes on.
 pub fn plan(input: &PlanInput<'_>) -> Vec<PgUpdate> {
     let mut updates = Vec::new();
     let (mut scratch, mut devices) = (Scratch::default(), Vec::new());
@@ -53,6 +56,9 @@ pub fn plan(input: &PlanInput<'_>) -> Vec<PgUpdate> {
             let step = Step { input, pool, pg, targets: &targets };
             if let Some(config) = step.next(current) {
                 updates.push(PgUpdate { pg, based_on: current.version, config });
+                if updates.len() >= UPDATES_MAX {
+                    return updates;
+                }
             }
         }
     }
@@ -195,11 +201,21 @@ impl Step<'_> {
 /// Number of groups by state, in Ceph's words.
 pub fn states(map: &ClusterMap) -> BTreeMap<String, u32> {
     let mut states = BTreeMap::new();
-    for (pool_id, pool) in &map.pools {
-        for seed in 0..pool.pg_num {
-            let config = map.pgs.get(&PgId { pool: *pool_id, seed });
-            *states.entry(state(map, pool, config)).or_insert(0) += 1;
+    for pool in map.pools.keys() {
+        for (state, count) in states_of(map, *pool) {
+            *states.entry(state).or_insert(0) += count;
         }
+    }
+    states
+}
+
+/// Number of a pool's groups by state.
+pub fn states_of(map: &ClusterMap, id: PoolId) -> BTreeMap<String, u32> {
+    let mut states = BTreeMap::new();
+    let Some(pool) = map.pools.get(&id) else { return states };
+    for seed in 0..pool.pg_num {
+        let config = map.pgs.get(&PgId { pool: id, seed });
+        *states.entry(state(map, pool, config)).or_insert(0) += 1;
     }
     states
 }
@@ -232,7 +248,7 @@ fn state(map: &ClusterMap, pool: &Pool, config: Option<&PgConfig>) -> String {
 mod tests {
     use super::*;
     use protocol::map::DataServerInfo;
-    use protocol::{PoolId, SessionId, StoreUuid};
+    use protocol::{SessionId, StoreUuid};
     use std::collections::BTreeSet;
 
     struct World {

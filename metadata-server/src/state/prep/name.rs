@@ -278,7 +278,9 @@ impl Prep<'_> {
             ctime: self.time,
             btime: self.time,
         };
-        Ok(self.inode_record(attr, directory.attr.inode))
+        let inode = Inode { pool: directory.pool, ..self.inode_record(attr, directory.attr.inode) };
+        self.count_in_pool(&inode, true)?;
+        Ok(inode)
     }
 
     pub(super) fn inode_record(&self, attr: Attr, parent: InodeId) -> Inode {
@@ -432,6 +434,7 @@ impl Prep<'_> {
         }
         self.draft.delete(key::inline(id));
         self.draft.delete(key::inode(id));
+        self.count_in_pool(&inode, false)?;
         let mut counters = self.counters()?;
         counters.inodes = counters.inodes.saturating_sub(1);
         self.put_counters(&counters);
