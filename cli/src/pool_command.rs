@@ -252,10 +252,13 @@ fn parse_settings(words: &[String]) -> anyhow::Result<PoolSettings> {
             "class" => settings.class = Some((value != "none").then(|| value.to_owned())),
             "failure_domain" => {
                 let domain = Domain::from_str(value, true);
-                settings.failure_domain =
-                    Some(domain.map_err(|_| anyhow!("failure_domain is host or server, not '{value}'"))?.into());
+                settings.failure_domain = Some(
+                    domain.map_err(|_| anyhow!("failure_domain is host or server, not '{value}'"))?.into(),
+                );
             }
-            _ => bail!("there is no setting '{name}'; there are size, min_size, inline_limit, failure_domain, class"),
+            _ => bail!(
+                "there is no setting '{name}'; there are size, min_size, inline_limit, failure_domain, class"
+            ),
         }
     }
     Ok(settings)

@@ -308,6 +308,10 @@ mod tests {
             changed
         }
 
+        fn pool(&mut self) -> &mut Pool {
+            self.map.pools.get_mut(&PoolId(1)).expect("the pool")
+        }
+
         fn activate(&mut self) {
             for config in self.map.pgs.values_mut().filter(|c| c.primary.is_some()) {
                 config.activated = true;
@@ -489,6 +493,48 @@ mod tests {
         assert!(copied * 10 <= differ * 11, "{copied} copies where the mappings differ in {differ}");
         let share = 512 * 3 / 7;
         assert!(copied * 10 <= share * 13, "{copied} copies for a share of {share}");
+    }
+
+    #[test]
+    fn a_pool_that_wants_more_or_fewer_replicas_gets_them_step_by_step() {
+        let mut world = World::new(5);
+        world.settle();
+        world.pool().size = 4;
+        let before = world.map.pgs.clone();
+        world.step();
+        for (before, after) in before.values().zip(world.map.pgs.values()) {
+            assert_eq!((&before.in_sync, after.learners.len()), (&after.in_sync, 1), "a learner first");
+        }
+        world.promote();
+        world.settle();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 4));
+        world.pool().size = 2;
+        world.settle();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 2 && c.learners.is_empty()));
+        assert_eq!(states(&world.map), BTreeMap::from([("active+clean".to_string(), 16)]));
+    }
+
+    #[test]
+    fn a_pool_of_another_class_moves_there_and_loses_no_copy_on_the_way() {
+        let mut world = World::new(6);
+        world.settle();
+        let hosts: Vec<_> = (1..=6).map(|id| (format!("h{id}"), vec![(id, WEIGHT_ONE)])).collect();
+        world.crush = crush::flat_map(&hosts, &[("ssd".into(), vec![4, 5, 6])]);
+        world.pool().rule = crush::flat_rule(Some(0), true);
+        for _ in 0..20 {
+            let changed = world.step();
+            assert!(world.map.pgs.values().all(|c| c.certain().count() >= 3), "a copy went too early");
+            world.activate();
+            world.promote();
+            if changed == 0 {
+                break;
+            }
+        }
+        let settled = |c: &PgConfig| c.in_sync.len() == 3 && c.in_sync.iter().all(|m| m.server.0 > 3);
+        assert!(world.map.pgs.values().all(settled), "{:?}", world.map.pgs);
+        // A class that nobody has any more moves nothing.
+        world.crush = crush::flat_hosts(&hosts);
+        assert_eq!(world.step(), 0);
     }
 
     #[test]

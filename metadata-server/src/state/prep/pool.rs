@@ -150,9 +150,8 @@ impl Prep<'_> {
             ));
         }
         let purges = self.draft.scan(&[key::PURGE], &[key::PURGE + 1], PURGES_MAX)?;
-        let of_pool = |row: &bytes::Bytes| {
-            postcard::from_bytes::<Purge>(row).is_ok_and(|purge| purge.pool == id)
-        };
+        let of_pool =
+            |row: &bytes::Bytes| postcard::from_bytes::<Purge>(row).is_ok_and(|purge| purge.pool == id);
         if purges.len() == PURGES_MAX || purges.iter().any(|(_, row)| of_pool(row)) {
             return refused(format!(
                 "objects of deleted files in pool '{name}' are still being removed: try again in a moment"
@@ -215,7 +214,10 @@ impl Prep<'_> {
                 return Ok(());
             }
         }
-        refused(format!("data server {server} is the last one of class '{class}', which pool '{}' takes", pool.name))
+        refused(format!(
+            "data server {server} is the last one of class '{class}', which pool '{}' takes",
+            pool.name
+        ))
     }
 
     /// `zabfs.pool` of a directory: what is made in it from now on gets this pool. `None` for that of its parent.
@@ -304,16 +306,20 @@ impl Prep<'_> {
             );
         }
         if !pool.pg_num.is_power_of_two() {
-            warnings.push(format!("{} placement groups are no power of two: some get twice the data", pool.pg_num));
+            warnings.push(format!(
+                "{} placement groups are no power of two: some get twice the data",
+                pool.pg_num
+            ));
         }
         let copies: u64 = self.pools()?.iter().map(|(_, p)| u64::from(p.pg_num) * u64::from(p.size)).sum();
         let per_server = copies / servers.max(1) as u64;
         if per_server > u64::from(GROUPS_PER_SERVER) {
-            warnings.push(format!("each data server has about {per_server} placement groups, a few hundred are enough"));
+            warnings.push(format!(
+                "each data server has about {per_server} placement groups, a few hundred are enough"
+            ));
         }
-        let few = |pg: PgId, config: &PgConfig| {
-            pg.pool == id && config.certain().count() < pool.min_size as usize
-        };
+        let few =
+            |pg: PgId, config: &PgConfig| pg.pool == id && config.certain().count() < pool.min_size as usize;
         let waiting = self.groups()?.iter().filter(|(pg, config)| few(*pg, config)).count();
         if waiting > 0 {
             warnings.push(format!(
