@@ -19,7 +19,7 @@ use protocol::{DataServerId, PgId, PoolId};
 use std::collections::BTreeMap;
 
 /// Changes of one plan: they become one transaction.
-const UPDATES_MAX: usize = 1024;
+pub(crate) const UPDATES_MAX: usize = 1024;
 
 /// Last (configuration version, sequence) of a server in a group, as it said when it registered.
 pub type Positions = BTreeMap<(DataServerId, PgId), Position>;

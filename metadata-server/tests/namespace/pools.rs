@@ -252,6 +252,7 @@ fn a_pool_goes_only_when_nothing_names_it() {
     let directory = cluster.make(InodeId::ROOT, "d", FileKind::Directory);
     cluster.choose(directory, "fast").expect("a directory may");
     let file = cluster.make(directory, "f", FileKind::File);
+    cluster.make(directory, "fifo", FileKind::Fifo);
     assert!(why(cluster.remove("fast")).contains("2 files and directories"));
     cluster.choose(directory, "data").expect("back");
     assert!(why(cluster.remove("fast")).contains("1 files and directories"));

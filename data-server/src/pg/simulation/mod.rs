@@ -1,6 +1,6 @@
 //! Simulation of a placement group: crashes with and without loss of unsynced writes, broken and silent
 //! links, pauses, lost contact with the metadata cluster, moved primaries, fenced sessions, damaged objects,
-//! busy stores. Checked are
+//! busy stores, pools that get other numbers of replicas. Checked are
 //!
 //! * linearizability of every register (acknowledged writes stay, nothing is executed twice or goes back),
 //! * that a fenced session changes nothing once somebody who knows of it was answered,

@@ -278,7 +278,10 @@ impl Prep<'_> {
             ctime: self.time,
             btime: self.time,
         };
-        let inode = Inode { pool: directory.pool, ..self.inode_record(attr, directory.attr.inode) };
+        let mut inode = self.inode_record(attr, directory.attr.inode);
+        if matches!(node.kind, FileKind::File | FileKind::Directory) {
+            inode.pool = directory.pool;
+        }
         self.count_in_pool(&inode, true)?;
         Ok(inode)
     }

@@ -34,6 +34,7 @@ fn refusal(cluster: &Cluster, words: &str, why: &str) -> anyhow::Result<()> {
 }
 
 /// `zabfs.pool` of a file or directory.
+#[allow(unsafe_code, reason = "getxattr has no safe wrapper here")]
 fn pool_of(path: &Path) -> io::Result<String> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut value = [0_u8; 256];
@@ -45,12 +46,12 @@ fn pool_of(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&value[..length]).into_owned())
 }
 
+#[allow(unsafe_code, reason = "setxattr has no safe wrapper here")]
 fn choose_pool(directory: &Path, pool: &str) -> io::Result<()> {
     let path = CString::new(directory.as_os_str().as_bytes())?;
     // SAFETY: both strings end with a zero byte, and the value is as long as said.
-    let result = unsafe {
-        libc::setxattr(path.as_ptr(), c"zabfs.pool".as_ptr(), pool.as_ptr().cast(), pool.len(), 0)
-    };
+    let result =
+        unsafe { libc::setxattr(path.as_ptr(), c"zabfs.pool".as_ptr(), pool.as_ptr().cast(), pool.len(), 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
