@@ -50,6 +50,8 @@ pub(super) struct Faults {
     pub(super) power_loss: bool,
     /// Stored objects get damaged.
     pub(super) damage: bool,
+    /// The pool gets other numbers of replicas.
+    pub(super) resize: bool,
 }
 
 struct Node {
@@ -728,7 +730,7 @@ impl World {
         let ids = self.ids();
         let one = ids[self.rng.below(ids.len() as u64) as usize];
         let other = ids[self.rng.below(ids.len() as u64) as usize];
-        let kind = self.rng.below(12);
+        let kind = self.rng.below(if self.faults.resize { 12 } else { 11 });
         if self.trace {
             println!("{} fault {kind} {one} {other}", self.now);
         }
@@ -772,7 +774,7 @@ impl World {
                 self.at(delay, Event::Room(one, incarnation));
             }
             9 if self.faults.damage => self.damage(one),
-            11 => {
+            11 if self.faults.resize => {
                 let size = 2 + self.rng.below(ids.len() as u64 - 1);
                 let min_size = 2 + self.rng.below(size - 1);
                 let before = self.meta.epoch;
