@@ -29,6 +29,17 @@ pub(crate) enum DataCommand {
     In(ServerCommand),
     /// Forget an empty server for good
     Remove(ServerCommand),
+    /// Say of which kind a server's device is, for pools that take only one kind
+    Class(ClassCommand),
+}
+
+/// Say of which kind a server's device is
+#[derive(Debug, Args)]
+pub(crate) struct ClassCommand {
+    #[command(flatten)]
+    server: ServerCommand,
+    /// For instance 'ssd' or 'hdd' [default: of no kind]
+    class: Option<String>,
 }
 
 /// Show every data server
@@ -70,6 +81,7 @@ impl DataCommand {
                 Self::Out(server) => server.set_in(false).await?,
                 Self::In(server) => server.set_in(true).await?,
                 Self::Remove(server) => server.remove().await?,
+                Self::Class(class) => class.run().await?,
             }
             Ok(ExitCode::SUCCESS)
         })
@@ -84,7 +96,7 @@ impl ListCommand {
             return Ok(());
         }
         println!(
-            "{:>4}  {:<22} {:<9} {:>10} {:>10} {:>7} {:>10}",
+            "{:>4}  {:<22} {:<9} {:>10} {:>10} {:>7} {:>10}  class",
             "id", "address", "state", "used", "capacity", "groups", "primaries"
         );
         for server in &status.data {
@@ -94,13 +106,14 @@ impl ListCommand {
                 if server.in_cluster { "in" } else { "out" }
             );
             println!(
-                "{:>4}  {:<22} {state:<9} {:>10} {:>10} {:>7} {:>10}",
+                "{:>4}  {:<22} {state:<9} {:>10} {:>10} {:>7} {:>10}  {}",
                 server.id.0,
                 server.address.to_string(),
                 bytes(server.used),
                 bytes(server.capacity),
                 server.groups,
-                server.primaries
+                server.primaries,
+                server.class.as_deref().unwrap_or("-")
             );
         }
         Ok(())
@@ -121,6 +134,19 @@ impl ServerCommand {
         println!(
             "data server {server} is removed; a process that still runs for it stops, and its store is not taken back"
         );
+        Ok(())
+    }
+}
+
+impl ClassCommand {
+    async fn run(self) -> anyhow::Result<()> {
+        let (server, class) = (DataServerId(self.server.id), self.class);
+        let admin = Admin::new(&self.server.client)?;
+        admin.ask(&MetaRequest::SetClass { server, class: class.clone() }).await?;
+        match class {
+            Some(class) => println!("data server {server} has a device of class {class}"),
+            None => println!("data server {server} has a device of no class"),
+        }
         Ok(())
     }
 }

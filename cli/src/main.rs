@@ -14,6 +14,7 @@ mod logging;
 mod metadata_command;
 mod metadata_server_command;
 mod mount_command;
+mod pool_command;
 mod progress;
 mod recovery_command;
 mod runtime;
@@ -31,6 +32,7 @@ use init_command::{CertCommand, InitCommand};
 use metadata_command::MetadataCommand;
 use metadata_server_command::MetadataServerCommand;
 use mount_command::MountCommand;
+use pool_command::PoolCommand;
 use recovery_command::RecoveryCommand;
 use scrub_command::ScrubCommand;
 use status_command::StatusCommand;
@@ -78,6 +80,9 @@ enum Command {
     /// Data servers: list, take out, empty, remove
     #[command(subcommand)]
     Data(DataCommand),
+    /// Pools: list, show, create, change, remove
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Recovery after servers came or went
     #[command(subcommand)]
     Recovery(RecoveryCommand),
@@ -122,6 +127,7 @@ fn main() -> ExitCode {
         Command::Metadata(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Data(command) => command.run(),
+        Command::Pool(command) => command.run(),
         Command::Recovery(command) => command.run(),
         Command::Scrub(command) => command.run(),
     };

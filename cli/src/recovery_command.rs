@@ -105,6 +105,7 @@ mod tests {
             sessions: vec![],
             recovery,
             scrub: ScrubSummary::default(),
+            pools: vec![],
         }
     }
 

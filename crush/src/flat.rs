@@ -20,9 +20,15 @@ const TYPES: [(u32, &str); 12] = [
     (10, "region"),
     (11, "root"),
 ];
+const DEVICE: u32 = 0;
 const HOST: u32 = 1;
 const ROOT: u32 = 11;
 const ROOT_ID: i32 = -1;
+
+/// Between the ids of a bucket and of its copies for the classes.
+const CLASS_STRIDE: i32 = 1 << 24;
+/// Most classes.
+pub const CLASSES_MAX: usize = 64;
 
 /// Heavier straw2 items would have a negative weight and always win.
 const STRAW2_WEIGHT_MAX: u32 = 0x7fff_ffff;
@@ -31,20 +37,37 @@ const STRAW2_WEIGHT_MAX: u32 = 0x7fff_ffff;
 /// of three hosts is a fifteenth as large as the others.
 const CHOOSE_TRIES: u32 = 200;
 
-/// A map `root default` → one host per group → its devices, all straw2, with the `jewel` tunables and one rule:
-/// number 0, `replicated`, which puts each copy on another host.
+/// Rules of [`flat_map`]: 0 and 1 for all devices, 2 and 3 for those of the first class, and so on.
+pub fn flat_rule(class: Option<usize>, hosts: bool) -> u32 {
+    class.map_or(0, |class| 2 + 2 * class as u32) + u32::from(!hosts)
+}
+
+/// [`flat_map`] without classes.
+pub fn flat_hosts(hosts: &[(String, Vec<(i32, u32)>)]) -> CrushMap {
+    flat_map(hosts, &[])
+}
+
+/// A map `root default` → one host per group → its devices, all straw2, with the `jewel` tunables and two rules:
+/// number 0, `replicated`, puts each copy on another host, number 1, `replicated_server`, on another device. Each
+/// class with devices has two more ([`flat_rule`]) that take these only.
 ///
 /// Takes host names with (device id, 16.16 weight). Groups of one name are one host; a device id that is
 /// repeated, or outside `0..=DEVICE_ID_MAX`, is left out, and so is a host without devices. Characters that the
 /// text format does not allow in names become `-`.
 ///
 /// The result does not depend on the order of the groups, and a host's bucket id follows from its smallest
-/// device id: hosts that come or go leave the draws of the others as they are.
-pub fn flat_hosts(hosts: &[(String, Vec<(i32, u32)>)]) -> CrushMap {
-    build(hosts).expect("names, ids and weights were made to fit, and items are added before what holds them")
+/// device id: hosts that come or go leave the draws of the others as they are. The ids of a class's copy of the
+/// hierarchy follow from its place among `classes`: classes are only ever added at the end. A class's name consists
+/// of lower-case letters and digits; devices from 2²⁴ up have none.
+pub fn flat_map(hosts: &[(String, Vec<(i32, u32)>)], classes: &[(String, Vec<i32>)]) -> CrushMap {
+    build(hosts, classes)
+        .expect("names, ids and weights were made to fit, and items are added before what holds them")
 }
 
-fn build(hosts: &[(String, Vec<(i32, u32)>)]) -> Result<CrushMap, crate::MapError> {
+fn build(
+    hosts: &[(String, Vec<(i32, u32)>)],
+    classes: &[(String, Vec<i32>)],
+) -> Result<CrushMap, crate::MapError> {
     let mut map = CrushMap::new(Tunables::JEWEL);
     for (id, name) in TYPES {
         map.add_type(id, name)?;
@@ -52,8 +75,12 @@ fn build(hosts: &[(String, Vec<(i32, u32)>)]) -> Result<CrushMap, crate::MapErro
     let hosts = devices_by_host(hosts);
     let mut ids: Vec<i32> = hosts.values().flat_map(|devices| devices.keys().copied()).collect();
     ids.sort_unstable();
-    for id in ids {
-        map.add_device(id, &format!("osd.{id}"), None)?;
+    let class_of = |id: i32| {
+        let holds = |(_, devices): &&(String, Vec<i32>)| id < CLASS_STRIDE && devices.contains(&id);
+        classes.iter().take(CLASSES_MAX).find(holds).map(|(name, _)| name.as_str())
+    };
+    for id in &ids {
+        map.add_device(*id, &format!("osd.{id}"), class_of(*id))?;
     }
     let mut root_items = Vec::new();
     for (name, devices) in hosts {
@@ -79,20 +106,48 @@ fn build(hosts: &[(String, Vec<(i32, u32)>)]) -> Result<CrushMap, crate::MapErro
     let root =
         NewBucket { id: ROOT_ID, name: "default", bucket_type: ROOT, algorithm: "straw2", hash: 0, items };
     map.add_bucket(root)?;
-    map.add_rule(Rule {
-        id: 0,
-        name: Some("replicated".to_owned()),
-        kind: RuleKind::Replicated,
-        min_size: 1,
-        max_size: 10,
-        steps: vec![
-            Step::SetChooseTries(CHOOSE_TRIES),
-            Step::Take { item: ROOT_ID },
-            Step::Choose { mode: Mode::Firstn, leaf: true, num: 0, item_type: HOST },
-            Step::Emit,
-        ],
-    })?;
+    let is_used = |class: &str| ids.iter().any(|id| class_of(*id) == Some(class));
+    let names = classes.iter().map(|(name, _)| name.as_str()).enumerate();
+    let used: Vec<(usize, &str)> = names.filter(|(_, class)| is_used(class)).collect();
+    let buckets: Vec<i32> = map.buckets().filter(|b| !b.is_shadow()).map(|bucket| bucket.id).collect();
+    for (number, class) in &used {
+        for bucket in buckets.iter().filter(|bucket| **bucket >= -CLASS_STRIDE) {
+            map.reserve_shadow_id(*bucket, class, bucket - (*number as i32 + 1) * CLASS_STRIDE)?;
+        }
+    }
+    add_rules(&mut map, ROOT_ID, None, "")?;
+    for (number, class) in used {
+        if let Some(root) = map.shadow(ROOT_ID, class) {
+            add_rules(&mut map, root, Some(number), &format!("_class_{class}"))?;
+        }
+    }
     Ok(map)
+}
+
+/// One rule for hosts, one for servers.
+fn add_rules(
+    map: &mut CrushMap,
+    root: i32,
+    class: Option<usize>,
+    suffix: &str,
+) -> Result<(), crate::MapError> {
+    for hosts in [true, false] {
+        let (leaf, item_type, domain) = if hosts { (true, HOST, "") } else { (false, DEVICE, "_server") };
+        map.add_rule(Rule {
+            id: flat_rule(class, hosts),
+            name: Some(format!("replicated{domain}{suffix}")),
+            kind: RuleKind::Replicated,
+            min_size: 1,
+            max_size: 10,
+            steps: vec![
+                Step::SetChooseTries(CHOOSE_TRIES),
+                Step::Take { item: root },
+                Step::Choose { mode: Mode::Firstn, leaf, num: 0, item_type },
+                Step::Emit,
+            ],
+        })?;
+    }
+    Ok(())
 }
 
 /// Usable devices with their weights, by the usable name of their host.

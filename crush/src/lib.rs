@@ -40,7 +40,7 @@ mod tunables;
 pub use binary::BinaryError;
 pub use bucket::{Algorithm, Bucket};
 pub use edit::{DEVICE_WEIGHT_MAX, Draft, EditError, NewRule};
-pub use flat::flat_hosts;
+pub use flat::{CLASSES_MAX, flat_hosts, flat_map, flat_rule};
 pub use ln::crush_ln;
 pub use map::{ChooseArg, CrushMap, DEVICE_ID_MAX, Device, LEVELS_MAX, MapError, NewBucket};
 pub use mapper::{Scratch, is_out};

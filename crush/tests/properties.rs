@@ -184,3 +184,35 @@ fn a_host_that_is_much_smaller_than_the_others_is_found() {
         assert_eq!(out.len(), 3, "input {input}");
     }
 }
+
+#[test]
+fn a_class_has_rules_of_its_own_whose_draws_later_classes_leave_alone() {
+    let hosts: Vec<(String, Vec<(i32, u32)>)> = (0..8)
+        .map(|host| (format!("h{host}"), vec![(2 * host, WEIGHT_ONE), (2 * host + 1, WEIGHT_ONE)]))
+        .collect();
+    let even: Vec<i32> = (0..16).filter(|id| id % 2 == 0).collect();
+    let ssd = ("ssd".to_owned(), even.clone());
+    let one = crush::flat_map(&hosts, std::slice::from_ref(&ssd));
+    let two = crush::flat_map(&hosts, &[ssd, ("hdd".to_owned(), vec![1, 3, 5])]);
+    assert_eq!(CrushMap::parse_text(&two.to_text()).expect("it parses"), two);
+    let draw = |map: &CrushMap, rule| {
+        let (mut scratch, mut all) = (Scratch::default(), Vec::new());
+        for x in 0..500 {
+            let mut out = Vec::new();
+            map.do_rule(rule, x, 3, &[WEIGHT_ONE; 16], &mut scratch, &mut out);
+            all.push(out);
+        }
+        all
+    };
+    for hosts_differ in [true, false] {
+        let rule = crush::flat_rule(Some(0), hosts_differ);
+        let drawn = draw(&one, rule);
+        assert!(drawn.iter().all(|out| out.len() == 3 && out.iter().all(|id| even.contains(id))));
+        assert_eq!(drawn, draw(&two, rule), "another class changes nothing");
+    }
+    assert_eq!(draw(&flat_hosts(&hosts), 0), draw(&two, 0), "nor do classes change what takes all devices");
+    let other = draw(&two, crush::flat_rule(Some(1), true));
+    assert!(other.iter().all(|out| out.iter().all(|id| [1, 3, 5].contains(id))));
+    let by_server = draw(&two, crush::flat_rule(None, false));
+    assert!(by_server.iter().any(|out| out[0] / 2 == out[1] / 2), "two copies may share a host");
+}

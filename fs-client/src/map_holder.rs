@@ -68,6 +68,7 @@ mod tests {
             crush: None,
             pgs: vec![],
             blocked: None,
+            removed_pools: None,
         }
     }
 

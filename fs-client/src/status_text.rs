@@ -1,6 +1,6 @@
 //! The state of the cluster as text: what `zabfs status` prints and `.zabfs/status` shows. Pure.
 
-use protocol::meta::{ClusterStatus, RecoveryStatus};
+use protocol::meta::{ClusterStatus, PoolStatus, RecoveryStatus};
 use std::fmt::Write;
 
 /// Several lines, the last one ended.
@@ -57,6 +57,10 @@ fn render_into(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
             writeln!(text, "      it stopped by itself: {why}")?;
         }
     }
+    writeln!(text, "\npools")?;
+    for pool in &status.pools {
+        writeln!(text, "  {:<3} {}", pool.id, pool_text(pool))?;
+    }
     writeln!(text, "\nplacement groups")?;
     for (state, count) in &status.groups {
         writeln!(text, "  {count:>5} {state}")?;
@@ -97,6 +101,23 @@ fn render_into(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
         )?;
     }
     Ok(())
+}
+
+/// A pool without its number, on one line.
+pub fn pool_text(pool: &PoolStatus) -> String {
+    let class = pool.class.as_ref().map_or(String::new(), |class| format!(" of class {class}"));
+    let groups: Vec<String> = pool.groups.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    format!(
+        "{:<16} {} replicas ({} to write) on different {}s{class}, {} in {} objects, groups: {}{}",
+        pool.name,
+        pool.size,
+        pool.min_size,
+        pool.failure_domain,
+        bytes(pool.bytes),
+        pool.objects,
+        groups.join(", "),
+        if pool.default { "; default" } else { "" }
+    )
 }
 
 /// What one data server has to copy, on one line.
@@ -147,7 +168,7 @@ pub fn bytes(count: u64) -> String {
 mod tests {
     use super::*;
     use protocol::meta::{DataServerStatus, MetadataServerStatus, ScrubSummary, Space};
-    use protocol::{DataServerId, MapEpoch, MetadataServerId, Revision};
+    use protocol::{DataServerId, MapEpoch, MetadataServerId, PoolId, Revision};
 
     #[test]
     fn a_status_names_every_server_and_its_troubles() {
@@ -169,6 +190,7 @@ mod tests {
                 address: ([127, 0, 0, 1], 7201).into(),
                 up: false,
                 in_cluster: true,
+                class: None,
                 capacity: 1 << 30,
                 used: 3 << 20,
                 groups: 32,
@@ -190,6 +212,17 @@ mod tests {
                 seconds_left: Some(65),
             }],
             scrub: ScrubSummary { found: 4, repaired: 3, undecided: 1, ..ScrubSummary::default() },
+            pools: vec![PoolStatus {
+                id: PoolId(2),
+                name: "fast".to_owned(),
+                size: 2,
+                min_size: 1,
+                class: Some("ssd".to_owned()),
+                groups: vec![("active+clean".to_owned(), 8)],
+                objects: 3,
+                bytes: 12 << 20,
+                ..PoolStatus::default()
+            }],
         };
         let text = render(&status);
         for part in [
@@ -197,6 +230,8 @@ mod tests {
             "zxid 3.17",
             "127.0.0.1:7201",
             "down, in  3.0 MiB of 1.0 GiB used, 32 groups (0 as primary), 2 corrupt blocks found",
+            "2   fast             2 replicas (1 to write) on different hosts of class ssd, 12.0 MiB in 3 objects, \
+             groups: 8 active+clean\n",
             "   32 active+clean",
             "5 objects still to copy",
             "scrubs found 4 wrong copies and replaced 3; 1 objects differ",

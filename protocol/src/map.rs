@@ -5,7 +5,8 @@
 
 use crate::id::{DataServerId, MapEpoch, ObjectId, PgId, PoolId, SessionId, StoreUuid};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 
 /// Default chunk size in bytes.
@@ -30,6 +31,8 @@ pub struct ClusterMap {
     pub pgs: BTreeMap<PgId, PgConfig>,
     /// Fenced sessions, each with the map epoch that fenced it. Operations of these are refused.
     pub blocked: BTreeMap<SessionId, MapEpoch>,
+    /// Pools that were removed; their numbers are never used again. Whatever a data server holds of them goes.
+    pub removed_pools: BTreeSet<PoolId>,
 }
 
 /// What changed between two epochs. A receiver whose map is not at `from` asks for the whole map.
@@ -49,6 +52,8 @@ pub struct MapDelta {
     pub pgs: Vec<(PgId, PgConfig)>,
     /// All blocked sessions, if any changed.
     pub blocked: Option<BTreeMap<SessionId, MapEpoch>>,
+    /// All removed pools, if one was removed. Their groups are gone.
+    pub removed_pools: Option<BTreeSet<PoolId>>,
 }
 
 /// One data server.
@@ -85,12 +90,32 @@ pub struct Pool {
     pub min_size: u32,
     /// Number of placement groups.
     pub pg_num: u32,
-    /// Rule number in the CRUSH map.
+    /// Rule number in the CRUSH map; says the failure domain and the device class.
     pub rule: u32,
     /// Bytes per chunk.
     pub chunk_size: u32,
     /// Largest file in bytes that stays in its znode.
     pub inline_limit: u32,
+}
+
+/// What a copy must not share with another one of the same group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureDomain {
+    /// The machine, as data servers name it.
+    #[default]
+    Host,
+    /// Nothing but the data server.
+    Server,
+}
+
+impl fmt::Display for FailureDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Server => "server",
+        })
+    }
 }
 
 /// One member of a group: a server's store at one of its starts.
@@ -201,6 +226,10 @@ impl ClusterMap {
             self.blocked = blocked;
         }
         self.pgs.extend(delta.pgs);
+        if let Some(removed) = delta.removed_pools {
+            self.pgs.retain(|pg, _| !removed.contains(&pg.pool));
+            self.removed_pools = removed;
+        }
         Ok(())
     }
 }
@@ -218,7 +247,19 @@ mod tests {
             crush: Some(format!("# {to}")),
             pgs: vec![],
             blocked: None,
+            removed_pools: None,
         }
+    }
+
+    #[test]
+    fn a_removed_pool_takes_its_groups_along() {
+        let mut map = ClusterMap::default();
+        let pg = |pool| (PgId { pool: PoolId(pool), seed: 3 }, PgConfig::default());
+        map.apply(MapDelta { pgs: vec![pg(1), pg(2)], ..delta(0, 1) }).expect("follows");
+        let removed = Some(BTreeSet::from([PoolId(2)]));
+        map.apply(MapDelta { removed_pools: removed, ..delta(1, 2) }).expect("follows");
+        assert!(map.pgs.contains_key(&pg(1).0) && map.pgs.len() == 1);
+        assert!(map.removed_pools.contains(&PoolId(2)));
     }
 
     #[test]

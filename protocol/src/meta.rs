@@ -13,8 +13,10 @@ use crate::replication::{Position, ScrubRecord};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
+mod pool;
 mod status;
 
+pub use pool::{POOL_XATTR, PoolChange, PoolSettings, PoolStatus};
 pub use status::{
     ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, ScrubSummary, SessionStatus,
 };
@@ -132,6 +134,20 @@ pub enum MetaRequest {
     LeaveDataServer {
         /// Why, in a sentence for people; what exceeds [`FAILURE_BYTES_MAX`] is cut.
         why: String,
+    },
+    /// Makes, changes or removes a pool → [`MetaReply::PoolChanged`]. Administrators only.
+    ChangePool {
+        /// Drawn at random: a repetition with the same nonce takes effect once.
+        nonce: u128,
+        /// The change.
+        change: PoolChange,
+    },
+    /// Says of which kind a data server's device is, or (`None`) that it is of none. Administrators only.
+    SetClass {
+        /// The server.
+        server: DataServerId,
+        /// As in CRUSH maps: `ssd`, `hdd`, …
+        class: Option<String>,
     },
 }
 
@@ -599,6 +615,8 @@ pub enum MetaReply {
     },
     /// Groups whose primaries have reported, each with the primary.
     Scrubs(Vec<(PgId, DataServerId, PgReport)>),
+    /// The pool is as asked for; sentences about what the administrator may not have expected.
+    PoolChanged(Vec<String>),
 }
 
 /// Why a metadata server did not do it.

@@ -209,7 +209,12 @@ impl Driver {
             })
             .collect();
         self.peers.adopt(&map, self.me.server, self);
+        let removed = |pg: &PgId| map.removed_pools.contains(&pg.pool);
+        let orphans: Vec<PgId> = self.groups.borrow().keys().copied().filter(removed).collect();
         *self.map.borrow_mut() = Some(map);
+        for pg in orphans {
+            self.step(pg, |replica, cx| replica.handle_pool_removed(cx));
+        }
         for (pg, view) in views {
             self.ensure(pg);
             self.step(pg, |replica, cx| replica.handle_view(cx, view));
@@ -248,6 +253,9 @@ impl Driver {
 
     /// Hands in a message of another data server.
     pub fn message(self: &Rc<Self>, from: DataServerId, pg: PgId, message: PeerMessage, payload: Bytes) {
+        if self.map.borrow().as_ref().is_some_and(|map| map.removed_pools.contains(&pg.pool)) {
+            return;
+        }
         self.ensure(pg);
         self.step(pg, |replica, cx| replica.handle_message(cx, from, message, payload));
     }

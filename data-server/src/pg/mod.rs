@@ -59,6 +59,8 @@ pub struct Replica {
     role: Role,
     /// What came while the store was busy, in order.
     inbox: VecDeque<(DataServerId, PeerMessage, Bytes)>,
+    /// The pool was removed: nobody needs what lies here.
+    orphaned: bool,
     removed: bool,
 }
 
@@ -86,7 +88,7 @@ impl Replica {
             outputs: VecDeque::new(),
             stalled: false,
         };
-        Ok(Replica { group, role: Role::Outside, inbox: VecDeque::new(), removed: false })
+        Ok(Replica { group, role: Role::Outside, inbox: VecDeque::new(), orphaned: false, removed: false })
     }
 
     /// The next thing to be done outside.
@@ -155,6 +157,16 @@ impl Replica {
         if let Role::Primary(primary) = &mut self.role {
             primary.advance(&mut self.group, cx);
         }
+        self.remove_if_stray(cx);
+    }
+
+    /// The group's pool was removed: whoever waits is told, and what lies here goes.
+    pub fn handle_pool_removed(&mut self, cx: &mut Context<'_>) {
+        if let Role::Primary(mut primary) = std::mem::replace(&mut self.role, Role::Outside) {
+            primary.resign(&mut self.group);
+        }
+        self.orphaned = true;
+        self.inbox.clear();
         self.remove_if_stray(cx);
     }
 
@@ -391,12 +403,12 @@ impl Replica {
         };
     }
 
-    /// A complete set of others holds the group: what lies here is of no more use.
+    /// A complete set of others holds the group, or its pool is gone: what lies here is of no more use.
     fn remove_if_stray(&mut self, cx: &mut Context<'_>) {
         let config = self.group.config();
         let held_elsewhere = config.activated && config.certain().count() >= self.group.view.size;
         let stray = config.member(self.group.me.server).is_none() && held_elsewhere;
-        if self.removed || self.group.stalled || !stray {
+        if self.removed || self.group.stalled || !(stray || self.orphaned) {
             return;
         }
         if self.group.copy.exists()

@@ -166,6 +166,16 @@ impl Client {
         payload: Bytes,
     ) -> Option<(DataResponse, Bytes)> {
         let (server, address) = stub.map().primary_address(pg)?;
+        self.ask_server(server, address, request, payload).await
+    }
+
+    async fn ask_server(
+        &mut self,
+        server: DataServerId,
+        address: std::net::SocketAddr,
+        request: &DataRequest,
+        payload: Bytes,
+    ) -> Option<(DataResponse, Bytes)> {
         let known = self.connections.get(&server);
         if known.is_none_or(|(at, rpc)| *at != address || rpc.connection().is_closed()) {
             let connection =
@@ -313,6 +323,40 @@ fn servers_die_and_return_and_nothing_is_lost() {
         sync(&mut world).await;
         for id in 1..=3 {
             world.stop(DataServerId(id), Stop::Clean).await;
+        }
+    });
+}
+
+/// One server is away meanwhile and learns of it at its next start.
+#[test]
+fn a_removed_pool_leaves_nothing_behind() {
+    with_world(|mut world| async move {
+        let (ids, third) = ([1, 2, 3].map(DataServerId), DataServerId(3));
+        let mut contents = Contents::new();
+        fill(&mut world, &mut contents, 0).await;
+        world.stop(third, Stop::Dead).await;
+        let object = object(10, 0);
+        world.stub.remove_pool();
+        world.start(third);
+        for server in ids {
+            let (start, mut refused) = (Instant::now(), None);
+            while !matches!(refused, Some(Err(DataError::Malformed(_)))) {
+                assert!(start.elapsed() < DEADLINE, "server {server} still answers {refused:?}");
+                // As a client that knows nothing of it.
+                let address = world.stub.map().data_servers[&server].address;
+                let request = DataRequest::Read { context: context(object), offset: 0, length: 8 };
+                refused = world.client.ask_server(server, address, &request, Bytes::new()).await.map(|a| a.0);
+            }
+        }
+        world.stub.forget_held();
+        for server in ids {
+            world.stop(server, Stop::Clean).await;
+        }
+        ids.into_iter().for_each(|server| world.start(server));
+        until("all start again", || ids.iter().all(|server| world.stub.held(*server).is_some())).await;
+        assert_eq!(ids.map(|server| world.stub.held(server)), [Some(0); 3], "groups that nobody needs");
+        for server in ids {
+            world.stop(server, Stop::Clean).await;
         }
     });
 }

@@ -34,6 +34,8 @@ struct State {
     pushes: Vec<mpsc::UnboundedSender<()>>,
     corrupt_blocks: BTreeMap<DataServerId, u64>,
     clean: BTreeMap<DataServerId, bool>,
+    /// Groups that the server said it holds at its last start.
+    held: BTreeMap<DataServerId, usize>,
 }
 
 impl Stub {
@@ -68,6 +70,25 @@ impl Stub {
     /// What the server said at its last start.
     pub(crate) fn was_clean(&self, server: DataServerId) -> bool {
         self.state.borrow().clean.get(&server).copied().unwrap_or(false)
+    }
+
+    /// Groups that the server said it holds at its last start.
+    pub(crate) fn held(&self, server: DataServerId) -> Option<usize> {
+        self.state.borrow().held.get(&server).copied()
+    }
+
+    /// Forgets what servers said at their starts.
+    pub(crate) fn forget_held(&self) {
+        self.state.borrow_mut().held.clear();
+    }
+
+    /// The pool goes, with its groups.
+    pub(crate) fn remove_pool(&self) {
+        self.state.borrow_mut().change(|map| {
+            map.pools.clear();
+            map.pgs.clear();
+            map.removed_pools.insert(POOL);
+        });
     }
 
     /// The server's session ends: the groups go on without it.
@@ -125,6 +146,7 @@ impl State {
 
     fn register(&mut self, server: DataServerId, said: &DataServerRegistration) -> MetaResponse {
         self.clean.insert(server, said.clean);
+        self.held.insert(server, said.positions.len());
         let known = self.map.data_servers.get(&server);
         if known.is_none_or(|k| !k.up || (k.incarnation, k.address) != (said.incarnation, said.address)) {
             self.change(|map| {
@@ -200,6 +222,9 @@ fn plan(map: &mut ClusterMap) {
         .filter(|(_, s)| s.up)
         .map(|(id, s)| Member { server: *id, store: s.store, incarnation: s.incarnation, uncertain: false })
         .collect();
+    if map.removed_pools.contains(&POOL) {
+        return;
+    }
     for seed in 0..PG_NUM {
         let config = map.pgs.entry(PgId { pool: POOL, seed }).or_default();
         if config.in_sync.is_empty() {
@@ -281,10 +306,11 @@ async fn push(connection: Connection, mut changes: mpsc::UnboundedReceiver<()>, 
             from: known.epoch,
             to: map.epoch,
             data_servers: Some(map.data_servers.clone()),
-            pools: None,
+            pools: Some(map.pools.clone()),
             crush: None,
             pgs: map.pgs.iter().map(|(pg, config)| (*pg, config.clone())).collect(),
             blocked: None,
+            removed_pools: Some(map.removed_pools.clone()),
         };
         known = map;
         if sender.send(&Push::Map(delta), Bytes::new()).await.is_err() {

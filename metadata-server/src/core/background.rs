@@ -4,7 +4,7 @@ use super::flow::Asker;
 use super::{Core, Turn};
 use crate::state::key;
 use crate::state::layers::{Disk, View};
-use crate::state::planner::{PlanInput, plan};
+use crate::state::planner::{PlanInput, UPDATES_MAX, plan};
 use crate::state::prep::PgUpdate;
 use crush::CrushMap;
 use protocol::SessionId;
@@ -108,6 +108,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
             return;
         }
         tracing::debug!("{} placement groups get a new configuration", updates.len());
+        if updates.len() >= UPDATES_MAX {
+            self.core.planner.wake();
+        }
         // The next plan has to see this one.
         self.core.planner.is_busy = true;
         let next = self.change(|prep| prep.update_groups(&updates), |_| super::dispatch::done(()));

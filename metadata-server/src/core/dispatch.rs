@@ -98,6 +98,14 @@ impl<D: Disk, T> Turn<'_, D, T> {
                 self.change(|prep| prep.set_in(server, in_cluster, false), done)
             }
             MetaRequest::RemoveDataServer { server } => self.change(|prep| prep.remove_server(server), done),
+            MetaRequest::SetClass { server, class } => {
+                self.change(|prep| prep.set_class(server, class.as_deref()), done)
+            }
+            MetaRequest::ChangePool { nonce, change } => {
+                tracing::info!("an administrator changes the pools: {change:?}");
+                let changed = |warnings| Step::Say(Ok(MetaReply::PoolChanged(warnings)));
+                self.change(|prep| prep.change_pool(nonce, &change), changed)
+            }
             MetaRequest::ScrubStatus => {
                 let groups = self.core.leader.led_groups(self.core.machine.map());
                 let scrubs = groups.map(|(server, pg, report)| (pg, server, report)).collect();
@@ -128,6 +136,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
             }
             MetaRequest::SetIn { .. } | MetaRequest::RemoveDataServer { .. } if peer.role != Role::Admin => {
                 refuse("only administrators take servers in and out and remove them")
+            }
+            MetaRequest::SetClass { .. } | MetaRequest::ChangePool { .. } if peer.role != Role::Admin => {
+                refuse("only administrators change pools and device classes")
             }
             MetaRequest::ChangeMetadataServers(_) if peer.role != Role::Admin => {
                 refuse("only administrators change who the metadata servers are")

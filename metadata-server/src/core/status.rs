@@ -2,10 +2,15 @@
 
 use super::Turn;
 use crate::state::layers::Disk;
-use crate::state::planner;
+use crate::state::prep::pool::{class_names, parse_rule};
+use crate::state::prep::{DEFAULT_POOL, load};
 use crate::state::record::SessionKind;
-use protocol::meta::{ClusterStatus, DataServerStatus, MetadataMember, MetadataServerStatus, SessionStatus};
-use protocol::{MetadataServerId, Revision};
+use crate::state::{key, planner};
+use protocol::meta::{
+    ClusterStatus, DataServerStatus, MetadataMember, MetadataServerStatus, PoolStatus, SessionStatus,
+};
+use protocol::{MetadataServerId, PoolId, Revision};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 impl<D: Disk, T> Turn<'_, D, T> {
@@ -37,6 +42,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
                         address: info.address,
                         up: info.up,
                         in_cluster: info.reweight > 0,
+                        class: load(&core.machine.committed(), &key::map_class(*id)).ok().flatten(),
                         capacity: report.map_or(0, |r| r.capacity),
                         used: report.map_or(0, |r| r.used),
                         groups: map.pgs.values().filter(member).count() as u32,
@@ -52,7 +58,42 @@ impl<D: Disk, T> Turn<'_, D, T> {
             sessions: self.client_sessions(),
             recovery: core.leader.recovery(map),
             scrub: core.leader.scrub_summary(map),
+            pools: self.pools(),
         }
+    }
+
+    fn pools(&self) -> Vec<PoolStatus> {
+        let (map, state) = (self.core.machine.map(), self.core.machine.committed());
+        let classes = class_names(&state).unwrap_or_default();
+        let mut pools: BTreeMap<PoolId, PoolStatus> = BTreeMap::new();
+        for (id, pool) in &map.pools {
+            let (failure_domain, class) = parse_rule(pool.rule);
+            let inodes: Option<u64> = load(&state, &key::pool_inodes(*id)).ok().flatten();
+            let status = PoolStatus {
+                id: *id,
+                name: pool.name.clone(),
+                default: *id == DEFAULT_POOL,
+                size: pool.size,
+                min_size: pool.min_size,
+                pg_num: pool.pg_num,
+                failure_domain,
+                class: class.and_then(|class| classes.get(class).cloned()),
+                chunk_size: pool.chunk_size,
+                inline_limit: pool.inline_limit,
+                groups: planner::states_of(map, *id).into_iter().collect(),
+                objects: 0,
+                bytes: 0,
+                inodes: (*id != DEFAULT_POOL).then_some(inodes.unwrap_or(0)),
+            };
+            pools.insert(*id, status);
+        }
+        for (_, pg, report) in self.core.leader.led_groups(map) {
+            if let Some(pool) = pools.get_mut(&pg.pool) {
+                pool.objects += report.objects;
+                pool.bytes += report.bytes;
+            }
+        }
+        pools.into_values().collect()
     }
 
     fn client_sessions(&self) -> Vec<SessionStatus> {

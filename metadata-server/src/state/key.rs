@@ -84,6 +84,11 @@ pub const MAP_CRUSH: u8 = 5;
 /// A store whose server was removed.
 pub const MAP_REMOVED: u8 = 6;
 
+/// A pool that was removed.
+pub const MAP_POOL_REMOVED: u8 = 7;
+/// Kind of a data server's device.
+pub const MAP_CLASS: u8 = 8;
+
 /// Kinds of [`LOCK`] keys.
 pub const LOCK_FLOCK: u8 = 1;
 /// POSIX byte ranges.
@@ -223,6 +228,21 @@ pub fn map_server(id: DataServerId) -> Key {
 /// Key of a pool in the map.
 pub fn map_pool(id: PoolId) -> Key {
     map_entry(MAP_POOL, u64::from(id.0))
+}
+
+/// Key that says that a pool was removed.
+pub fn map_pool_removed(id: PoolId) -> Key {
+    map_entry(MAP_POOL_REMOVED, u64::from(id.0))
+}
+
+/// Key of the number of inodes that name a pool.
+pub fn pool_inodes(id: PoolId) -> Key {
+    system(&format!("pool_inodes_{}", id.0))
+}
+
+/// Key of the kind of a data server's device.
+pub fn map_class(id: DataServerId) -> Key {
+    map_entry(MAP_CLASS, u64::from(id.0))
 }
 
 /// Key of a fenced session in the map.

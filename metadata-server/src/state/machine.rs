@@ -273,6 +273,7 @@ fn unchanged(epoch: MapEpoch) -> MapDelta {
         crush: None,
         pgs: Vec::new(),
         blocked: None,
+        removed_pools: None,
     }
 }
 
@@ -298,6 +299,9 @@ fn map_change(
         Some(&key::MAP_POOL) => {
             let pools = delta.pools.get_or_insert_with(|| map.pools.clone());
             set(pools, PoolId(id as u32), decode::<Pool>(value)?);
+        }
+        Some(&key::MAP_POOL_REMOVED) => {
+            delta.removed_pools.get_or_insert_with(|| map.removed_pools.clone()).insert(PoolId(id as u32));
         }
         Some(&key::MAP_BLOCKED) => {
             let blocked = delta.blocked.get_or_insert_with(|| map.blocked.clone());

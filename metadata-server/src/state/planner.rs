@@ -15,8 +15,11 @@ use super::prep::PgUpdate;
 use crush::{CrushMap, Scratch};
 use protocol::map::{ClusterMap, Member, PgConfig, Pool, WEIGHT_ONE};
 use protocol::replication::Position;
-use protocol::{DataServerId, PgId};
+use protocol::{DataServerId, PgId, PoolId};
 use std::collections::BTreeMap;
+
+/// Changes of one plan: they become one transaction.
+pub(crate) const UPDATES_MAX: usize = 1024;
 
 /// Last (configuration version, sequence) of a server in a group, as it said when it registered.
 pub type Positions = BTreeMap<(DataServerId, PgId), Position>;
@@ -33,7 +36,7 @@ pub struct PlanInput<'a> {
     pub start_small: bool,
 }
 
-/// Every group whose configuration should change now.
+/// Groups whose configuration should change now, at most [`UPDATES_MAX`]: the next plan sees these changed and goes on.
 pub fn plan(input: &PlanInput<'_>) -> Vec<PgUpdate> {
     let mut updates = Vec::new();
     let (mut scratch, mut devices) = (Scratch::default(), Vec::new());
@@ -53,6 +56,9 @@ pub fn plan(input: &PlanInput<'_>) -> Vec<PgUpdate> {
             let step = Step { input, pool, pg, targets: &targets };
             if let Some(config) = step.next(current) {
                 updates.push(PgUpdate { pg, based_on: current.version, config });
+                if updates.len() >= UPDATES_MAX {
+                    return updates;
+                }
             }
         }
     }
@@ -195,11 +201,21 @@ impl Step<'_> {
 /// Number of groups by state, in Ceph's words.
 pub fn states(map: &ClusterMap) -> BTreeMap<String, u32> {
     let mut states = BTreeMap::new();
-    for (pool_id, pool) in &map.pools {
-        for seed in 0..pool.pg_num {
-            let config = map.pgs.get(&PgId { pool: *pool_id, seed });
-            *states.entry(state(map, pool, config)).or_insert(0) += 1;
+    for pool in map.pools.keys() {
+        for (state, count) in states_of(map, *pool) {
+            *states.entry(state).or_insert(0) += count;
         }
+    }
+    states
+}
+
+/// Number of a pool's groups by state.
+pub fn states_of(map: &ClusterMap, id: PoolId) -> BTreeMap<String, u32> {
+    let mut states = BTreeMap::new();
+    let Some(pool) = map.pools.get(&id) else { return states };
+    for seed in 0..pool.pg_num {
+        let config = map.pgs.get(&PgId { pool: id, seed });
+        *states.entry(state(map, pool, config)).or_insert(0) += 1;
     }
     states
 }
@@ -232,7 +248,7 @@ fn state(map: &ClusterMap, pool: &Pool, config: Option<&PgConfig>) -> String {
 mod tests {
     use super::*;
     use protocol::map::DataServerInfo;
-    use protocol::{PoolId, SessionId, StoreUuid};
+    use protocol::{SessionId, StoreUuid};
     use std::collections::BTreeSet;
 
     struct World {
@@ -290,6 +306,10 @@ mod tests {
                 self.map.pgs.insert(update.pg, config);
             }
             changed
+        }
+
+        fn pool(&mut self) -> &mut Pool {
+            self.map.pools.get_mut(&PoolId(1)).expect("the pool")
         }
 
         fn activate(&mut self) {
@@ -473,6 +493,48 @@ mod tests {
         assert!(copied * 10 <= differ * 11, "{copied} copies where the mappings differ in {differ}");
         let share = 512 * 3 / 7;
         assert!(copied * 10 <= share * 13, "{copied} copies for a share of {share}");
+    }
+
+    #[test]
+    fn a_pool_that_wants_more_or_fewer_replicas_gets_them_step_by_step() {
+        let mut world = World::new(5);
+        world.settle();
+        world.pool().size = 4;
+        let before = world.map.pgs.clone();
+        world.step();
+        for (before, after) in before.values().zip(world.map.pgs.values()) {
+            assert_eq!((&before.in_sync, after.learners.len()), (&after.in_sync, 1), "a learner first");
+        }
+        world.promote();
+        world.settle();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 4));
+        world.pool().size = 2;
+        world.settle();
+        assert!(world.map.pgs.values().all(|c| c.in_sync.len() == 2 && c.learners.is_empty()));
+        assert_eq!(states(&world.map), BTreeMap::from([("active+clean".to_string(), 16)]));
+    }
+
+    #[test]
+    fn a_pool_of_another_class_moves_there_and_loses_no_copy_on_the_way() {
+        let mut world = World::new(6);
+        world.settle();
+        let hosts: Vec<_> = (1..=6).map(|id| (format!("h{id}"), vec![(id, WEIGHT_ONE)])).collect();
+        world.crush = crush::flat_map(&hosts, &[("ssd".into(), vec![4, 5, 6])]);
+        world.pool().rule = crush::flat_rule(Some(0), true);
+        for _ in 0..20 {
+            let changed = world.step();
+            assert!(world.map.pgs.values().all(|c| c.certain().count() >= 3), "a copy went too early");
+            world.activate();
+            world.promote();
+            if changed == 0 {
+                break;
+            }
+        }
+        let settled = |c: &PgConfig| c.in_sync.len() == 3 && c.in_sync.iter().all(|m| m.server.0 > 3);
+        assert!(world.map.pgs.values().all(settled), "{:?}", world.map.pgs);
+        // A class that nobody has any more moves nothing.
+        world.crush = crush::flat_hosts(&hosts);
+        assert_eq!(world.step(), 0);
     }
 
     #[test]

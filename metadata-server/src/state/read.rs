@@ -5,7 +5,8 @@ use super::layers::{StoreError, View};
 use super::prep::data::view_of;
 use super::prep::{conflict, load};
 use super::record::{Counters, Dentry, Inode, LockTable};
-use protocol::meta::{DirEntry, LockEntry, LockHolderInfo, MetaReply, ReadOp, Space};
+use protocol::map::Pool;
+use protocol::meta::{DirEntry, LockEntry, LockHolderInfo, MetaReply, POOL_XATTR, ReadOp, Space};
 use protocol::{Attr, EntryName, Errno, FileKind, InodeId, MapEpoch, SessionId, Timestamp};
 
 /// Most entries of one `Readdir`.
@@ -38,7 +39,10 @@ pub fn read(state: &dyn View, session: SessionId, op: &ReadOp, space: Space) -> 
         ReadOp::Readdir { inode, cookie, limit } => readdir(state, *inode, *cookie, *limit),
         ReadOp::Parent(id) => Ok(MetaReply::Entry(inode(state, inode(state, *id)?.parent)?.attr)),
         ReadOp::Getxattr { inode: id, name } => {
-            inode(state, *id)?;
+            let inode = inode(state, *id)?;
+            if name == POOL_XATTR {
+                return pool_name(state, &inode);
+            }
             Ok(MetaReply::Bytes(state.get(&key::xattr(*id, name))?.ok_or(Errno::ENODATA)?.to_vec()))
         }
         ReadOp::Listxattr(id) => {
@@ -87,6 +91,15 @@ pub fn read(state: &dyn View, session: SessionId, op: &ReadOp, space: Space) -> 
 
 fn inode(state: &dyn View, id: InodeId) -> Result<Inode> {
     Ok(load(state, &key::inode(id))?.ok_or(Errno::ENOENT)?)
+}
+
+/// Files and directories name a pool, nothing else has bytes in one.
+fn pool_name(state: &dyn View, inode: &Inode) -> Result<MetaReply> {
+    let pool: Option<Pool> = load(state, &key::map_pool(inode.pool))?;
+    match (inode.attr.kind, pool) {
+        (FileKind::File | FileKind::Directory, Some(pool)) => Ok(MetaReply::Bytes(pool.name.into_bytes())),
+        _ => Err(Errno::ENODATA.into()),
+    }
 }
 
 fn attr(state: &dyn View, id: InodeId) -> Result<Attr> {

@@ -5,11 +5,11 @@ use super::runs::Runs;
 use super::world::{Disk, rows};
 use metadata_server::state::key;
 use metadata_server::state::layers::View;
-use metadata_server::state::prep::conflict;
+use metadata_server::state::prep::{DEFAULT_POOL, conflict};
 use metadata_server::state::record::{Counters, Dentry, Inode, LockTable, Purge, Session};
 use protocol::attr::TRUNCATIONS_MAX;
 use protocol::map::CHUNK_SIZE_DEFAULT;
-use protocol::{EntryName, FileKind, InodeId, SessionId};
+use protocol::{EntryName, FileKind, InodeId, PoolId, SessionId};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,8 +64,30 @@ pub(crate) fn check(view: &dyn View) {
     check_names(&tables);
     check_links(&tables);
     check_data(&tables);
+    check_pools(&tables);
     check_sessions(&tables);
     check_locks(&tables);
+}
+
+/// Every pool but the default one knows how many files and directories name it.
+fn check_pools(tables: &Tables) {
+    let mut counts: BTreeMap<PoolId, u64> = BTreeMap::new();
+    for inode in tables.inodes.values() {
+        let names_pool = matches!(inode.attr.kind, FileKind::File | FileKind::Directory);
+        assert!(
+            tables.has(&key::map_pool(inode.pool)),
+            "inode {} is in a pool that exists",
+            inode.attr.inode
+        );
+        if names_pool && inode.pool != DEFAULT_POOL {
+            *counts.entry(inode.pool).or_default() += 1;
+        }
+    }
+    for (key, _) in tables.of(key::MAP).filter(|(key, _)| key[1] == key::MAP_POOL) {
+        let pool = PoolId(number(key, 2) as u32);
+        let kept = tables.rows.get(&key::pool_inodes(pool)).map_or(0, |row| decode::<u64>(row));
+        assert_eq!(kept, counts.get(&pool).copied().unwrap_or(0), "inodes of pool {pool}");
+    }
 }
 
 /// Entries, their order and the links back are three views of one thing.

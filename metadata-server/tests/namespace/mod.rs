@@ -8,6 +8,7 @@ mod listing;
 mod locks;
 pub(crate) mod model;
 pub(crate) mod objects;
+mod pools;
 pub(crate) mod runs;
 mod truncation;
 pub(crate) mod world;

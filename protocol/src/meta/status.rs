@@ -1,6 +1,6 @@
 //! The cluster as `zabfs status` shows it.
 
-use super::{ClientInfo, Space};
+use super::{ClientInfo, PoolStatus, Space};
 use crate::id::{DataServerId, MapEpoch, MetadataServerId, Revision, SessionId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -29,6 +29,8 @@ pub struct DataServerStatus {
     pub up: bool,
     /// It takes part in placement.
     pub in_cluster: bool,
+    /// Kind of its device, if an administrator said one.
+    pub class: Option<String>,
     /// Bytes it can hold.
     pub capacity: u64,
     /// Bytes in use.
@@ -87,6 +89,8 @@ pub struct ClusterStatus {
     pub recovery: Vec<RecoveryStatus>,
     /// What scrubs did and found.
     pub scrub: ScrubSummary,
+    /// The pools, by number.
+    pub pools: Vec<PoolStatus>,
 }
 
 /// What scrubs did and found in all groups whose primaries have reported.

@@ -9,8 +9,6 @@ use protocol::{DataServerId, MapEpoch, SessionId, StoreUuid};
 
 /// Session timeout in milliseconds.
 pub(super) const TIMEOUT_MS: u64 = 2000;
-pub(super) const SIZE: usize = 3;
-pub(super) const MIN_SIZE: usize = 2;
 
 #[derive(Clone, Debug)]
 pub(super) struct Server {
@@ -21,15 +19,38 @@ pub(super) struct Server {
     pub(super) position: Position,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Metadata {
     pub(super) epoch: u64,
+    /// Wanted replicas.
+    pub(super) size: usize,
+    pub(super) min_size: usize,
     pub(super) config: PgConfig,
     pub(super) servers: BTreeMap<DataServerId, Server>,
     pub(super) blocked: BTreeMap<SessionId, MapEpoch>,
 }
 
+impl Default for Metadata {
+    fn default() -> Self {
+        Metadata {
+            epoch: 0,
+            size: 3,
+            min_size: 2,
+            config: PgConfig::default(),
+            servers: BTreeMap::new(),
+            blocked: BTreeMap::new(),
+        }
+    }
+}
+
 impl Metadata {
+    /// An administrator changes the pool.
+    pub(super) fn set_pool(&mut self, size: usize, min_size: usize) {
+        (self.size, self.min_size) = (size, min_size);
+        self.epoch += 1;
+        self.place();
+    }
+
     /// Something changed: a new epoch, which is also the configuration's version.
     fn bump(&mut self) {
         self.epoch += 1;
@@ -92,7 +113,7 @@ impl Metadata {
         }
         self.config.learners.retain(|m| m.server != server);
         let others = self.config.certain().filter(|m| m.server != server).count();
-        if others >= MIN_SIZE {
+        if others >= self.min_size {
             self.config.in_sync.retain(|m| m.server != server);
         }
         if self.config.primary == Some(server) {
@@ -129,9 +150,21 @@ impl Metadata {
         }
     }
 
-    /// Adds learners, or at the very beginning members, until there are enough.
+    /// Adds learners, or at the very beginning members, until there are enough. One that is too many goes when all
+    /// are complete.
     fn place(&mut self) {
-        let missing = SIZE.saturating_sub(self.config.in_sync.len() + self.config.learners.len());
+        let up = |member: &Member| self.servers.get(&member.server).is_some_and(|s| s.up);
+        let settled = self.config.activated && self.config.learners.is_empty();
+        if settled
+            && self.config.in_sync.len() > self.size
+            && self.config.certain().filter(|m| up(m)).count() > self.size
+        {
+            let primary = self.config.primary;
+            let spare = self.config.in_sync.iter().rposition(|member| Some(member.server) != primary);
+            spare.map(|at| self.config.in_sync.remove(at));
+            return self.bump();
+        }
+        let missing = self.size.saturating_sub(self.config.in_sync.len() + self.config.learners.len());
         let free: Vec<Member> = self
             .servers
             .iter()
@@ -148,10 +181,10 @@ impl Metadata {
         }
         if self.config.in_sync.is_empty() && self.config.primary.is_none() && self.config.learners.is_empty()
         {
-            if free.len() < SIZE {
+            if free.len() < self.size {
                 return;
             }
-            self.config.in_sync = free.into_iter().take(SIZE).collect();
+            self.config.in_sync = free.into_iter().take(self.size).collect();
             self.bump();
             return self.appoint();
         }
@@ -179,7 +212,7 @@ impl Metadata {
                     self.config.learners.retain(|m| m.server != *server);
                 } else {
                     let others = self.config.certain().filter(|m| m.server != *server).count();
-                    if others < MIN_SIZE {
+                    if others < self.min_size {
                         return;
                     }
                     self.config.in_sync.retain(|m| m.server != *server);
@@ -228,7 +261,7 @@ impl Metadata {
     pub(super) fn is_healthy(&self) -> bool {
         self.config.activated
             && self.config.learners.is_empty()
-            && self.config.certain().count() == SIZE
-            && self.config.in_sync.len() == SIZE
+            && self.config.certain().count() == self.size
+            && self.config.in_sync.len() == self.size
     }
 }

@@ -1,6 +1,6 @@
 //! Simulation of a placement group: crashes with and without loss of unsynced writes, broken and silent
 //! links, pauses, lost contact with the metadata cluster, moved primaries, fenced sessions, damaged objects,
-//! busy stores. Checked are
+//! busy stores, pools that get other numbers of replicas. Checked are
 //!
 //! * linearizability of every register (acknowledged writes stay, nothing is executed twice or goes back),
 //! * that a fenced session changes nothing once somebody who knows of it was answered,
@@ -90,7 +90,12 @@ fn run(seed: u64, faults: Faults, for_ms: u64) -> World {
 fn faults_lose_nothing_and_the_group_heals() {
     let mut done = 0;
     for seed in seeds(SEEDS) {
-        let faults = Faults { every_ms: 400, power_loss: true, damage: seed.is_multiple_of(5) };
+        let faults = Faults {
+            every_ms: 400,
+            power_loss: true,
+            damage: seed.is_multiple_of(5),
+            resize: seed.is_multiple_of(3),
+        };
         let mut world = run(seed, faults, 8000);
         settle(&mut world, seed);
         read_everything(&mut world, seed);
@@ -104,7 +109,8 @@ fn faults_lose_nothing_and_the_group_heals() {
 fn what_soaks_found_stays_fixed() {
     // 160750: a primary whose own copy lacked an object's end pushed that copy over a complete one before it resigned.
     for seed in [160_750] {
-        let mut world = run(seed, Faults { every_ms: 400, power_loss: true, damage: true }, 8000);
+        let mut world =
+            run(seed, Faults { every_ms: 400, power_loss: true, damage: true, resize: false }, 8000);
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }
@@ -113,7 +119,8 @@ fn what_soaks_found_stays_fixed() {
 #[test]
 fn without_faults_nothing_waits() {
     for seed in seeds(20) {
-        let mut world = run(seed, Faults { every_ms: 0, power_loss: false, damage: false }, 4000);
+        let mut world =
+            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false }, 4000);
         assert!(world.clients.done() > 60, "seed {seed}: only {} operations", world.clients.done());
         settle(&mut world, seed);
         read_everything(&mut world, seed);
@@ -123,7 +130,8 @@ fn without_faults_nothing_waits() {
 #[test]
 fn all_processes_killed_at_once_lose_nothing() {
     for seed in seeds(100) {
-        let mut world = run(seed, Faults { every_ms: 0, power_loss: false, damage: false }, 1500);
+        let mut world =
+            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false }, 1500);
         world.kill_all();
         world.run_until(1500, |_| false);
         world.kill_all();
@@ -137,7 +145,12 @@ fn power_lost_everywhere_keeps_what_was_synced() {
     for seed in seeds(200) {
         // Some worlds had a life before it: members that were dropped, filled and promoted.
         let eventful = seed.is_multiple_of(2);
-        let faults = Faults { every_ms: if eventful { 500 } else { 0 }, power_loss: false, damage: false };
+        let faults = Faults {
+            every_ms: if eventful { 500 } else { 0 },
+            power_loss: false,
+            damage: false,
+            resize: eventful,
+        };
         let mut world = run(seed, faults, if eventful { 6000 } else { 1500 + seed % 700 });
         let now = world.now;
         world.clients.lose_unsynced(now);
@@ -151,7 +164,8 @@ fn power_lost_everywhere_keeps_what_was_synced() {
 #[test]
 fn a_primary_that_no_member_hears_hands_the_group_on() {
     for seed in seeds(20) {
-        let mut world = run(seed, Faults { every_ms: 0, power_loss: false, damage: false }, 1500);
+        let mut world =
+            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false }, 1500);
         let deaf = world.meta.config.primary.expect("a group that serves has a primary");
         for other in world.ids().into_iter().filter(|id| *id != deaf) {
             world.cut_link(deaf, other, 60_000);
@@ -168,7 +182,7 @@ fn a_primary_that_no_member_hears_hands_the_group_on() {
 
 #[test]
 fn one_seed_is_one_run() {
-    let faults = Faults { every_ms: 300, power_loss: true, damage: true };
+    let faults = Faults { every_ms: 300, power_loss: true, damage: true, resize: true };
     let digest = |world: World| (world.now, world.clients.done(), world.meta.epoch, world.faults_seen);
     assert_eq!(digest(run(5, faults, 6000)), digest(run(5, faults, 6000)));
 }

@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use protocol::data::{DataRequest, DataResponse};
-use protocol::map::{PgChange, PgConfig};
+use protocol::map::PgChange;
 use protocol::replication::PeerMessage;
 use protocol::{DataServerId, MapEpoch, PgId, PoolId, SessionId, StoreUuid};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
 use super::clients::{Clients, Outbound};
-use super::meta::{MIN_SIZE, Metadata, SIZE, TIMEOUT_MS};
+use super::meta::{Metadata, TIMEOUT_MS};
 use super::store::SimStore;
 use crate::pg::{Context, GroupView, Me, Output, Replica, RequestToken, Settings, Tick};
 
@@ -50,6 +50,8 @@ pub(super) struct Faults {
     pub(super) power_loss: bool,
     /// Stored objects get damaged.
     pub(super) damage: bool,
+    /// The pool gets other numbers of replicas.
+    pub(super) resize: bool,
 }
 
 struct Node {
@@ -75,59 +77,20 @@ struct Node {
 enum Event {
     Tick(DataServerId),
     Heartbeat(DataServerId),
-    HeartbeatArrives {
-        server: DataServerId,
-        incarnation: u64,
-        sent: u64,
-    },
-    Lease {
-        server: DataServerId,
-        incarnation: u64,
-        sent: u64,
-        epoch: u64,
-    },
+    HeartbeatArrives { server: DataServerId, incarnation: u64, sent: u64 },
+    Lease { server: DataServerId, incarnation: u64, sent: u64, epoch: u64 },
     Register(DataServerId),
-    Map {
-        server: DataServerId,
-        incarnation: u64,
-        epoch: u64,
-        config: PgConfig,
-        blocked: Rc<BTreeMap<SessionId, MapEpoch>>,
-    },
-    Deliver {
-        from: DataServerId,
-        to: DataServerId,
-        link: u64,
-        message: PeerMessage,
-        payload: Bytes,
-    },
-    LinkUp {
-        a: DataServerId,
-        b: DataServerId,
-    },
+    Map { server: DataServerId, incarnation: u64, epoch: u64, view: GroupView },
+    Deliver { from: DataServerId, to: DataServerId, link: u64, message: PeerMessage, payload: Bytes },
+    LinkUp { a: DataServerId, b: DataServerId },
     Written(DataServerId, u64),
     Durable(DataServerId, u64),
     Room(DataServerId, u64),
-    Propose {
-        from: DataServerId,
-        version: u64,
-        change: PgChange,
-    },
+    Propose { from: DataServerId, version: u64, change: PgChange },
     MetaTick,
     Restart(DataServerId),
-    Request {
-        server: DataServerId,
-        client: usize,
-        attempt: u64,
-        body: DataRequest,
-        payload: Bytes,
-    },
-    Answer {
-        client: usize,
-        attempt: u64,
-        response: DataResponse,
-        payload: Bytes,
-    },
+    Request { server: DataServerId, client: usize, attempt: u64, body: DataRequest, payload: Bytes },
+    Answer { client: usize, attempt: u64, response: DataResponse, payload: Bytes },
     ClientStep(usize),
     Fault,
 }
@@ -356,8 +319,8 @@ impl World {
                 }
             }
             Event::Register(server) => self.register(server),
-            Event::Map { server, incarnation, epoch, config, blocked } => {
-                self.take_map(server, incarnation, epoch, config, blocked);
+            Event::Map { server, incarnation, epoch, view } => {
+                self.take_map(server, incarnation, epoch, view);
             }
             Event::Deliver { from, to, link, message, payload } => {
                 if self.links.get(&pair(from, to)).copied().unwrap_or(0) == link {
@@ -467,7 +430,9 @@ impl World {
             unix_s: now / 1000,
             store: &mut node.store,
         };
-        let short = |replica: &Replica| replica.is_active() && replica.certain_members() < MIN_SIZE;
+        let short = |replica: &Replica| {
+            replica.is_active() && replica.certain_members() < replica.group.view.min_size
+        };
         let before = short(&replica).then(|| replica.position());
         act(&mut replica, &mut cx);
         if before.is_some_and(|before| short(&replica) && replica.position() > before) {
@@ -706,29 +671,27 @@ impl World {
         if self.is_lonely(server) {
             return;
         }
-        let (epoch, config) = (self.meta.epoch, self.meta.config.clone());
-        let blocked = Rc::new(self.meta.blocked.clone());
+        let epoch = self.meta.epoch;
+        let view = GroupView {
+            config: self.meta.config.clone(),
+            epoch: MapEpoch(epoch),
+            blocked: Rc::new(self.meta.blocked.clone()),
+            size: self.meta.size,
+            min_size: self.meta.min_size,
+            chunk_size: CHUNK,
+        };
         let incarnation = self.nodes[&server].incarnation;
         let delay = self.rng.latency();
-        self.at(delay, Event::Map { server, incarnation, epoch, config, blocked });
+        self.at(delay, Event::Map { server, incarnation, epoch, view });
     }
 
-    fn take_map(
-        &mut self,
-        server: DataServerId,
-        incarnation: u64,
-        epoch: u64,
-        config: PgConfig,
-        blocked: Rc<BTreeMap<SessionId, MapEpoch>>,
-    ) {
+    fn take_map(&mut self, server: DataServerId, incarnation: u64, epoch: u64, view: GroupView) {
         let node = self.node(server);
         if node.incarnation != incarnation || node.map_epoch >= epoch {
             return;
         }
         node.map_epoch = epoch;
         node.settle_leases();
-        let epoch = MapEpoch(epoch);
-        let view = GroupView { config, epoch, blocked, size: SIZE, min_size: MIN_SIZE, chunk_size: CHUNK };
         self.with(server, |replica, cx| replica.handle_view(cx, view));
     }
 
@@ -767,7 +730,7 @@ impl World {
         let ids = self.ids();
         let one = ids[self.rng.below(ids.len() as u64) as usize];
         let other = ids[self.rng.below(ids.len() as u64) as usize];
-        let kind = self.rng.below(11);
+        let kind = self.rng.below(if self.faults.resize { 12 } else { 11 });
         if self.trace {
             println!("{} fault {kind} {one} {other}", self.now);
         }
@@ -811,6 +774,13 @@ impl World {
                 self.at(delay, Event::Room(one, incarnation));
             }
             9 if self.faults.damage => self.damage(one),
+            11 if self.faults.resize => {
+                let size = 2 + self.rng.below(ids.len() as u64 - 1);
+                let min_size = 2 + self.rng.below(size - 1);
+                let before = self.meta.epoch;
+                self.meta.set_pool(size as usize, min_size as usize);
+                self.publish(before);
+            }
             10 => {
                 if let Some(client) = self.clients.to_fence(&mut self.rng) {
                     self.fence(client);

@@ -35,12 +35,14 @@ impl Prep<'_> {
         let mut inode = self.file(id)?;
         let offset = offset.unwrap_or(inode.attr.size);
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
-        if inode.chunked || end > u64::from(self.inline_limit(&inode)?) {
+        let mut bytes = self.draft.get(&key::inline(id))?.unwrap_or_default().to_vec();
+        // What was there before the limit was lowered may be overwritten where it is.
+        let limit = u64::from(self.inline_limit(&inode)?).max(bytes.len() as u64);
+        if inode.chunked || end > limit {
             return Err(MetaError::Respill.into());
         }
         self.check_hold(session, id)?;
         self.spoil_spill(&mut inode)?;
-        let mut bytes = self.draft.get(&key::inline(id))?.unwrap_or_default().to_vec();
         let (start, stop) = (offset as usize, end as usize);
         if bytes.len() < stop {
             bytes.resize(stop, 0);

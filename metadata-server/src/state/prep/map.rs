@@ -147,6 +147,7 @@ impl Prep<'_> {
         }
         self.draft.delete(key::map_server(server));
         self.draft.delete(key::map_auto_out(server));
+        self.draft.delete(key::map_class(server));
         self.draft.put(key::map_removed(server, info.store), bytes::Bytes::new());
         self.rebuild_crush()
     }
@@ -204,7 +205,7 @@ impl Prep<'_> {
         Err(MetaError::Refused(format!("no other member can replace server {from}")).into())
     }
 
-    fn groups(&self) -> Result<Vec<(PgId, PgConfig)>> {
+    pub(super) fn groups(&self) -> Result<Vec<(PgId, PgConfig)>> {
         let prefix = [key::PG];
         let mut groups = Vec::new();
         for (key, _) in self.draft.scan(&prefix, &key::prefix_end(&prefix), usize::MAX)? {
@@ -224,18 +225,23 @@ impl Prep<'_> {
         self.draft.put(key::pg(pg), encode(&config));
     }
 
-    fn rebuild_crush(&mut self) -> Result<()> {
+    pub(super) fn rebuild_crush(&mut self) -> Result<()> {
         let prefix = [key::MAP, key::MAP_SERVER];
         let mut hosts: BTreeMap<String, Vec<(i32, u32)>> = BTreeMap::new();
+        let names = super::pool::class_names(&self.draft)?;
+        let mut classes: Vec<(String, Vec<i32>)> = names.into_iter().map(|name| (name, Vec::new())).collect();
         for (key, _) in self.draft.scan(&prefix, &key::prefix_end(&prefix), usize::MAX)? {
             let id = key::number_at(&key, 2).unwrap_or_default() as i32;
             if let Some(info) = self.load::<DataServerInfo>(&key)? {
                 // Out is weightless, not only rejected: removing the server later moves nothing more.
                 let weight = if info.reweight == 0 { 0 } else { info.crush_weight };
                 hosts.entry(info.host).or_default().push((id, weight));
+                let class: Option<String> = self.load(&key::map_class(DataServerId(id as u32)))?;
+                let of_class = classes.iter_mut().find(|(name, _)| Some(name) == class.as_ref());
+                of_class.into_iter().for_each(|(_, devices)| devices.push(id));
             }
         }
-        let map = crush::flat_hosts(&hosts.into_iter().collect::<Vec<_>>());
+        let map = crush::flat_map(&hosts.into_iter().collect::<Vec<_>>(), &classes);
         self.draft.put(key::map_crush(), map.to_text().into_bytes().into());
         Ok(())
     }

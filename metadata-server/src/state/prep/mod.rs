@@ -8,6 +8,7 @@ pub(crate) mod lock;
 mod map;
 mod name;
 mod node;
+pub(crate) mod pool;
 mod session;
 mod system;
 

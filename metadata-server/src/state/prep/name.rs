@@ -278,7 +278,12 @@ impl Prep<'_> {
             ctime: self.time,
             btime: self.time,
         };
-        Ok(self.inode_record(attr, directory.attr.inode))
+        let mut inode = self.inode_record(attr, directory.attr.inode);
+        if matches!(node.kind, FileKind::File | FileKind::Directory) {
+            inode.pool = directory.pool;
+        }
+        self.count_in_pool(&inode, true)?;
+        Ok(inode)
     }
 
     pub(super) fn inode_record(&self, attr: Attr, parent: InodeId) -> Inode {
@@ -432,6 +437,7 @@ impl Prep<'_> {
         }
         self.draft.delete(key::inline(id));
         self.draft.delete(key::inode(id));
+        self.count_in_pool(&inode, false)?;
         let mut counters = self.counters()?;
         counters.inodes = counters.inodes.saturating_sub(1);
         self.put_counters(&counters);

@@ -4,7 +4,7 @@ use super::{Prep, Result};
 use crate::state::key;
 use crate::state::layers::View;
 use crate::state::record::Inode;
-use protocol::meta::{MetaReply, SetAttr, SetTime, XATTR_VALUE_MAX, XattrMode};
+use protocol::meta::{MetaReply, POOL_XATTR, SetAttr, SetTime, XATTR_VALUE_MAX, XattrMode};
 use protocol::{Errno, FileKind, InodeId, SessionId, Timestamp};
 
 /// Most bytes of all names of one inode's extended attributes: what listxattr(2) can return.
@@ -49,6 +49,12 @@ impl Prep<'_> {
         value: &[u8],
         mode: XattrMode,
     ) -> Result<MetaReply> {
+        if name == POOL_XATTR {
+            return match mode {
+                XattrMode::Create => Err(Errno::EEXIST.into()),
+                XattrMode::Either | XattrMode::Replace => self.choose_pool(inode, Some(value)),
+            };
+        }
         check_xattr_name(name)?;
         if value.len() > XATTR_VALUE_MAX {
             return Err(Errno::E2BIG.into());
@@ -76,6 +82,9 @@ impl Prep<'_> {
     }
 
     pub(super) fn removexattr(&mut self, inode: InodeId, name: &[u8]) -> Result<MetaReply> {
+        if name == POOL_XATTR {
+            return self.choose_pool(inode, None);
+        }
         check_xattr_name(name)?;
         let mut inode = self.inode(inode)?;
         let key = key::xattr(inode.attr.inode, name);

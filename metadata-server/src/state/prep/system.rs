@@ -1,13 +1,11 @@
 //! The first transaction of a new cluster.
 
+use super::pool::PG_NUM_DEFAULT;
 use super::{DEFAULT_POOL, Prep, Result};
 use crate::state::key;
 use crate::state::record::{Counters, FORMAT_VERSION, encode};
 use protocol::map::{CHUNK_SIZE_DEFAULT, INLINE_LIMIT_DEFAULT, Pool};
 use protocol::{Attr, FileKind, InodeId};
-
-/// Placement groups of the first pool: enough for tens of servers, cheap for three.
-const PG_NUM_DEFAULT: u32 = 32;
 
 impl Prep<'_> {
     /// Makes the root directory (owned by root, 0755) and the pool `data` with `size` replicas.

@@ -14,6 +14,7 @@ mod load;
 mod locks;
 mod maintenance;
 mod membership;
+mod pools;
 mod power;
 mod programs;
 mod recovery;
@@ -101,6 +102,7 @@ fn all() -> Vec<Test> {
         crash::TESTS,
         disks::TESTS,
         maintenance::TESTS,
+        pools::TESTS,
         recovery::TESTS,
         membership::TESTS,
         failover::TESTS,
