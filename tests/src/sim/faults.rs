@@ -427,7 +427,7 @@ impl World {
             });
             let clients = self.actors.values().filter_map(|actor| match actor {
                 Actor::Client(client) => Some(client.describe()),
-                Actor::Data(_) => None,
+                Actor::Data(_) | Actor::Reader(_) => None,
             });
             let lines: Vec<String> = servers.chain(clients).collect();
             return Err(format!("{what} within {HEALING_MS} ms after healing:\n  {}", lines.join("\n  ")));
@@ -454,6 +454,7 @@ impl World {
         let idle = self.actors.values().all(|actor| match actor {
             Actor::Client(client) => client.is_idle() && client.is_attached(),
             Actor::Data(server) => server.is_attached(),
+            Actor::Reader(_) => true,
         });
         let Some(leader) = self.leader().filter(|_| idle && self.is_in_role()) else { return Ok(false) };
         let ends = |id: &PeerId| {
@@ -473,7 +474,8 @@ impl World {
             rows.map(|rows| rows.len()).map_err(|error| error.to_string())
         };
         // Sessions that were left behind have ended, and with them what they held.
-        Ok(count(key::LOCK)? == 0 && count(key::SESSION)? == self.actors.len())
+        let with_sessions = self.actors.values().filter(|actor| !matches!(actor, Actor::Reader(_))).count();
+        Ok(count(key::LOCK)? == 0 && count(key::SESSION)? == with_sessions)
     }
 
     fn rows(&self, id: PeerId) -> Result<Vec<(Key, Bytes)>, String> {

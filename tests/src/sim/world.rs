@@ -19,6 +19,7 @@ use super::disk::SimDisk;
 use super::faults::Shape;
 use super::network::{Network, Packet};
 use super::oracle::Oracle;
+use super::reader::Reader;
 use super::server::{Clocks, Image, Server, Token};
 use super::trace::Trace;
 use crate::simulation::history::Txn;
@@ -27,6 +28,8 @@ use crate::simulation::rng::Rng;
 
 /// The first number of data servers among the actors.
 pub(crate) const DATA_SERVERS: u32 = 1000;
+/// The client that only reads, in a third of the worlds.
+const READER: u32 = 900;
 
 /// Something that happens to a server, to an actor, or to the world.
 pub(crate) enum Happening {
@@ -183,6 +186,9 @@ impl World {
         for id in 1..=shape.data_servers {
             let rate = rng.between(990, 1010);
             actors.insert(DATA_SERVERS + id, Actor::Data(Box::new(DataServer::new(id, rate))));
+        }
+        if seed.is_multiple_of(3) {
+            actors.insert(READER, Actor::Reader(Box::new(Reader::new())));
         }
         let mut world = World {
             time: 0,
@@ -545,7 +551,7 @@ fn make_servers(shape: &Shape, rng: &mut Rng) -> BTreeMap<PeerId, Server> {
         };
         let core = CoreConfig {
             id: MetadataServerId(id.0),
-            cluster: "simulated".to_owned(),
+            cluster: ClusterId(*b"simulatedcluster"),
             voters: addresses.clone(),
             pool_size: 2,
             down_out_ms: 30_000,

@@ -728,7 +728,15 @@ impl World {
         node.map_epoch = epoch;
         node.settle_leases();
         let epoch = MapEpoch(epoch);
-        let view = GroupView { config, epoch, blocked, size: SIZE, min_size: MIN_SIZE, chunk_size: CHUNK };
+        let view = GroupView {
+            config,
+            epoch,
+            blocked,
+            size: SIZE,
+            min_size: MIN_SIZE,
+            chunk_size: CHUNK,
+            ..GroupView::default()
+        };
         self.with(server, |replica, cx| replica.handle_view(cx, view));
     }
 

@@ -224,7 +224,7 @@ impl Prep<'_> {
         self.draft.put(key::pg(pg), encode(&config));
     }
 
-    fn rebuild_crush(&mut self) -> Result<()> {
+    pub(super) fn rebuild_crush(&mut self) -> Result<()> {
         let prefix = [key::MAP, key::MAP_SERVER];
         let mut hosts: BTreeMap<String, Vec<(i32, u32)>> = BTreeMap::new();
         for (key, _) in self.draft.scan(&prefix, &key::prefix_end(&prefix), usize::MAX)? {

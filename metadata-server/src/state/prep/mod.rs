@@ -8,6 +8,7 @@ pub(crate) mod lock;
 mod map;
 mod name;
 mod node;
+mod restore;
 mod session;
 mod system;
 
