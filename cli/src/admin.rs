@@ -2,6 +2,7 @@
 
 use crate::client_arguments::ClientArguments;
 use anyhow::{Context as _, anyhow};
+use fs_client::meta::backup::BackupRows;
 use fs_client::meta::status::{ask_cluster, ask_leader};
 use fs_client::mount;
 use protocol::identity::Identity;
@@ -58,6 +59,11 @@ impl Admin {
             }
         }
         Err(problem)
+    }
+
+    /// Begins a backup.
+    pub(crate) async fn backup(&self) -> anyhow::Result<BackupRows> {
+        BackupRows::begin(&self.endpoint, &self.metadata, PATIENCE).await.map_err(|why| anyhow!(why))
     }
 
     /// The state as the leader sees it.

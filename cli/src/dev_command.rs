@@ -129,6 +129,7 @@ impl Servers {
                 voters: cluster.voters(),
                 pool_size: cluster.pool_size,
                 down_out_ms: MetadataServerConfig::DOWN_OUT_MS_DEFAULT,
+                leader_lease: true,
             };
             let stopped = until(stopping.clone());
             self.spawn(format!("metadata-{}", server.id), move || {

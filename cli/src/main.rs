@@ -11,8 +11,10 @@ mod data_server_command;
 mod dev_command;
 mod init_command;
 mod logging;
+mod metadata_backup_command;
 mod metadata_command;
 mod metadata_server_command;
+mod metadata_stat_command;
 mod mount_command;
 mod pool_command;
 mod progress;
@@ -71,7 +73,7 @@ enum Command {
     Umount(UmountCommand),
     /// Show servers, roles, revision, placement groups and space
     Status(StatusCommand),
-    /// Metadata servers: list, add, promote, remove, replace
+    /// Metadata servers: list, add, promote, remove, replace; backup and restore
     #[command(subcommand)]
     Metadata(MetadataCommand),
     /// Measure parts of a running cluster

@@ -2,6 +2,8 @@
 
 use crate::admin::Admin;
 use crate::client_arguments::ClientArguments;
+use crate::metadata_backup_command::{BackupCommand, RestoreCommand};
+use crate::metadata_stat_command::StatCommand;
 use crate::runtime;
 use anyhow::{bail, ensure};
 use clap::{Args, Subcommand};
@@ -27,6 +29,12 @@ pub(crate) enum MetadataCommand {
     Remove(ServerCommand),
     /// Let a voter that lost its directory vote with its new one, or move a server to another address
     Replace(ReplaceCommand),
+    /// Write a backup of the whole metadata to a file, while the cluster works; or check one
+    Backup(BackupCommand),
+    /// Make the directories of all metadata servers from a backup; none of them may run
+    Restore(RestoreCommand),
+    /// Show a path's attributes as any metadata server has them, followers included
+    Stat(StatCommand),
 }
 
 /// Show every metadata server
@@ -74,8 +82,18 @@ pub(crate) struct ServerCommand {
 impl MetadataCommand {
     /// Runs it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Backup(backup) => backup.run().map(|()| ExitCode::SUCCESS),
+            Self::Restore(restore) => restore.run().map(|()| ExitCode::SUCCESS),
+            other => other.ask(),
+        }
+    }
+
+    fn ask(self) -> anyhow::Result<ExitCode> {
         runtime::block_on_local(async {
             match self {
+                Self::Backup(_) | Self::Restore(_) => {}
+                Self::Stat(stat) => stat.run().await?,
                 Self::List(list) => list.run().await?,
                 Self::Add(add) => {
                     let (id, address) = (MetadataServerId(add.server.id), add.address);

@@ -31,6 +31,18 @@ pub(crate) struct MetadataServerCommand {
     /// Seconds after which a data server that stays away is taken out and its data copied elsewhere
     #[arg(long, default_value_t = MetadataServerConfig::DOWN_OUT_MS_DEFAULT / 1000)]
     down_out: u64,
+    /// Answer reads under the leader's lease, which supposes that the clocks of two metadata servers drift apart by less
+    /// than 50 ms in 350 ms; 'off' asks a quorum at every read
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_or_off)]
+    leader_lease: bool,
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("say 'on' or 'off'".to_owned()),
+    }
 }
 
 impl MetadataServerCommand {
@@ -46,6 +58,7 @@ impl MetadataServerCommand {
             voters,
             pool_size: cluster.pool_size,
             down_out_ms: self.down_out.saturating_mul(1000),
+            leader_lease: self.leader_lease,
         };
         let (ready, _) = tokio::sync::oneshot::channel();
         runtime::block_on_local(async {

@@ -33,6 +33,14 @@ impl MapHolder {
     /// Takes a whole map unless it is older.
     pub fn replace(&self, map: ClusterMap) {
         let epoch = map.epoch;
+        let known = self.map.borrow().generation.number;
+        if self.epoch() > MapEpoch(0) && known < map.generation.number {
+            tracing::warn!(
+                "the metadata was restored from a backup (generation {} now): what was done since that backup is gone, \
+                 and handles that were open are of the time before",
+                map.generation.number
+            );
+        }
         if epoch >= self.epoch() {
             *self.map.borrow_mut() = Rc::new(map);
             self.epoch.send_replace(epoch);

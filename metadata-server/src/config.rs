@@ -21,6 +21,10 @@ pub struct MetadataServerConfig {
     /// Milliseconds after which a data server that stays away is taken out of placement, so that its groups
     /// are copied elsewhere.
     pub down_out_ms: u64,
+    /// Whether this server, when it leads, answers reads under a lease instead of asking its quorum each time. The
+    /// lease supposes that clocks of metadata servers drift apart by less than one eighth: see
+    /// [`zab::Config::lease_margin_ms`].
+    pub leader_lease: bool,
 }
 
 impl MetadataServerConfig {

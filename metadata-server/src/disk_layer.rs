@@ -145,6 +145,21 @@ impl SnapshotSource for RowSource {
     }
 }
 
+/// Takes the first row off `rows`; `None` at their end.
+pub(crate) fn next_row(rows: &mut Bytes) -> Result<Option<(Bytes, Bytes)>, &'static str> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    if rows.remaining() < 8 {
+        return Err("a row's header is cut off");
+    }
+    let (key, value) = (rows.get_u32_le() as usize, rows.get_u32_le() as usize);
+    if rows.remaining() < key.saturating_add(value) {
+        return Err("a row is cut off");
+    }
+    Ok(Some((rows.split_to(key), rows.split_to(value))))
+}
+
 /// Builds a new file from rows.
 pub struct RowSink {
     database: Database,
@@ -164,15 +179,7 @@ impl SnapshotSink for RowSink {
         write.set_durability(redb::Durability::None)?;
         {
             let mut table = write.open_table(STATE)?;
-            while chunk.has_remaining() {
-                if chunk.remaining() < 8 {
-                    return Err("a row's header is cut off".into());
-                }
-                let (key, value) = (chunk.get_u32_le() as usize, chunk.get_u32_le() as usize);
-                if chunk.remaining() < key.saturating_add(value) {
-                    return Err("a row is cut off".into());
-                }
-                let (key, value) = (chunk.split_to(key), chunk.split_to(value));
+            while let Some((key, value)) = next_row(&mut chunk)? {
                 table.insert(&key[..], &value[..])?;
             }
         }

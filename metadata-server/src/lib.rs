@@ -6,10 +6,12 @@
 //! | [`quorum`] | drives Zab: log, record, messages between metadata servers |
 //! | [`disk_layer`] | the state's bottom layer on redb, checkpoints, snapshots |
 //! | [`core`] | every decision: requests, sessions, expiry, placement; pure |
+//! | [`backup`] | backups of everything, and clusters made from them |
 //! | [`node`] | the core between the quorum and the connections |
 //! | [`trims`] | asks data servers to cut objects |
 //! | [`server`] | wires all of it |
 
+pub mod backup;
 pub mod config;
 pub mod core;
 pub mod disk_layer;

@@ -1,15 +1,16 @@
 //! The core of one server between the quorum, the connections and the disk: moves what goes in and comes out.
 
+use crate::backup::{BackupView, Backups};
 use crate::core::{Broadcast, ClientId, Core, Now, Output, Trim, TrimFailed};
 use crate::disk_layer::{Checkpoint, DiskLayer, RowSink};
 use crate::quorum::{
     CheckpointJob, PeerStatus, Quorum, SnapshotSink, SnapshotSource, StateError, StateMachine,
 };
 use bytes::Bytes;
-use protocol::Timestamp;
 use protocol::meta::{MetaRequest, MetaResponse, Push};
 use protocol::transport::Connection;
 use protocol::transport::rpc::Responder;
+use protocol::{Revision, Timestamp};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -58,7 +59,10 @@ pub struct Node {
     disk: DiskLayer,
     links: BTreeMap<ClientId, Link>,
     trims: mpsc::Sender<Trim>,
+    backups: Backups,
     started: Instant,
+    /// What [`Node::next_tick`] said last.
+    timer: Option<u64>,
     /// Rung when [`Node::next_tick`] may have become earlier.
     pub sooner: Rc<Notify>,
     /// Why this server has to stop, once it does.
@@ -81,7 +85,9 @@ impl Node {
             disk,
             links: BTreeMap::new(),
             trims,
+            backups: Backups::default(),
             started: Instant::now(),
+            timer: None,
             sooner: Rc::new(Notify::new()),
             fatal: None,
             stopped: Rc::new(Notify::new()),
@@ -95,8 +101,9 @@ impl Node {
     }
 
     /// When [`tick`](Self::tick) is due; `None` while there is nothing to wait for.
-    pub fn next_tick(&self) -> Option<Instant> {
-        self.core.next_deadline().map(|ms| self.started + Duration::from_millis(ms))
+    pub fn next_tick(&mut self) -> Option<Instant> {
+        self.timer = self.core.next_deadline();
+        self.timer.map(|ms| self.started + Duration::from_millis(ms))
     }
 
     /// Time has passed.
@@ -115,6 +122,7 @@ impl Node {
     /// A connection ended.
     pub fn disconnected(&mut self, client: ClientId) {
         self.core.handle_disconnected(client);
+        self.backups.forget(client);
         self.links.remove(&client);
     }
 
@@ -144,11 +152,33 @@ impl Node {
                     }
                 }
                 Output::Trim(trim) => self.trim(trim),
+                Output::Backup { client, token, at_least } => self.backup(client, token, at_least),
+                Output::BackupNext { client, token } => self.backups.next(client, token),
                 Output::Fatal(why) => self.fail(why),
             }
         }
-        if deadline.is_some_and(|ms| ms <= self.started.elapsed().as_millis() as u64) {
+        if deadline.is_some_and(|ms| self.timer.is_none_or(|timer| ms < timer)) {
             self.sooner.notify_one();
+        }
+    }
+
+    fn backup(&mut self, client: ClientId, token: Responder<MetaResponse>, at_least: Revision) {
+        self.backups.begin(client, token, at_least);
+        self.begin_backups();
+    }
+
+    /// Begins the backups that the last checkpoint contains enough for.
+    fn begin_backups(&mut self) {
+        if !self.backups.is_waiting() {
+            return;
+        }
+        let view = BackupView {
+            cluster: self.core.cluster(),
+            taken: self.now().wall,
+            directories: self.quorum.directories(),
+        };
+        if let Err(error) = self.backups.checkpointed(&self.disk, &view) {
+            self.fail(error.to_string());
         }
     }
 
@@ -223,8 +253,9 @@ impl StateMachine for NodeMachine {
         let node = &mut *self.0.borrow_mut();
         match node.disk.refreshed() {
             Ok(disk) => node.core.checkpointed(disk),
-            Err(error) => node.fail(error.to_string()),
+            Err(error) => return node.fail(error.to_string()),
         }
+        node.begin_backups();
     }
 
     fn snapshot_source(&mut self) -> Result<Box<dyn SnapshotSource>, StateError> {
@@ -244,6 +275,7 @@ impl StateMachine for NodeMachine {
         if applied != zxid {
             return Err(format!("the snapshot ends at {applied}, not at {zxid}").into());
         }
+        node.begin_backups();
         Ok(())
     }
 }

@@ -141,7 +141,7 @@ impl MetadataServer {
         let disk = DiskLayer::open(&storage.state_path()).map_err(|e| storage_error(&e))?;
         let core = CoreConfig {
             id: config.id,
-            cluster: cluster.to_string(),
+            cluster,
             voters: config.voters.clone(),
             pool_size: config.pool_size,
             down_out_ms: config.down_out_ms,
@@ -150,13 +150,10 @@ impl MetadataServer {
         let core = Core::new(core, view).map_err(|e| storage_error(&e))?;
         let peers = config.voters.iter().map(|(id, address)| (zab::PeerId(id.0), address.to_string()));
         let peers = peers.collect();
-        let (quorum, driver) = Quorum::new(
-            QuorumConfig::new(zab::PeerId(config.id.0), peers),
-            storage,
-            core.applied_zxid(),
-            endpoint.clone(),
-        )
-        .map_err(|e| storage_error(&e))?;
+        let mut settings = QuorumConfig::new(zab::PeerId(config.id.0), peers);
+        settings.zab.lease_reads = config.leader_lease;
+        let (quorum, driver) = Quorum::new(settings, storage, core.applied_zxid(), endpoint.clone())
+            .map_err(|e| storage_error(&e))?;
         let (trim, trims) = mpsc::channel(trims::WAITING_MAX);
         let node = Node::new(core, disk, quorum.clone(), trim);
         Ok(Self { quorum, endpoint, driver, node: Rc::new(RefCell::new(node)), trims })
@@ -167,7 +164,7 @@ impl MetadataServer {
 async fn keep_time(node: Rc<RefCell<Node>>) {
     let sooner = node.borrow().sooner.clone();
     loop {
-        let at = node.borrow().next_tick();
+        let at = node.borrow_mut().next_tick();
         let sleep = async {
             match at {
                 Some(at) => tokio::time::sleep_until(at.into()).await,

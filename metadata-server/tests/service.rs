@@ -15,7 +15,10 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
+
+#[path = "service/backup.rs"]
+mod backup;
 
 /// Whatever is waited for comes within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,7 +28,9 @@ struct Cluster {
     dir: tempfile::TempDir,
     authority: Authority,
     address: SocketAddr,
-    _stop: oneshot::Sender<()>,
+    /// Dropped to stop the server.
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<()>,
 }
 
 /// A peer's connection.
@@ -38,6 +43,10 @@ struct Caller {
 impl Cluster {
     /// A cluster of one metadata server whose pool has one replica.
     async fn start() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(leader_lease: bool) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let authority = Authority::create(&dir.path().join("ca"), ClusterId::random().expect("entropy"))
             .expect("creates");
@@ -45,22 +54,37 @@ impl Cluster {
         let identity = dir.path().join("metadata");
         issue(&authority, Role::Metadata, "metadata-1", 1, &identity);
         std::fs::create_dir(dir.path().join("state")).expect("a directory");
+        let (stop, _) = oneshot::channel();
+        let running = tokio::task::spawn_local(async {});
+        let mut cluster = Self { dir, authority, address: free, stop, running };
+        cluster.run("state", leader_lease).await;
+        cluster
+    }
+
+    /// Starts the server on another directory.
+    async fn run(&mut self, state: &str, leader_lease: bool) {
         let config = MetadataServerConfig {
             id: MetadataServerId(1),
-            dir: dir.path().join("state"),
-            identity,
-            voters: [(MetadataServerId(1), free)].into(),
+            dir: self.dir.path().join(state),
+            identity: self.dir.path().join("metadata"),
+            voters: [(MetadataServerId(1), self.address)].into(),
             pool_size: 1,
             down_out_ms: 60_000,
+            leader_lease,
         };
         let (ready, is_ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
-        tokio::task::spawn_local(async move {
+        self.running = tokio::task::spawn_local(async move {
             let shutdown = async { drop(stopped.await) };
             metadata_server::server::run(config, ready, shutdown).await.expect("the server runs");
         });
-        let address = is_ready.await.expect("it starts");
-        Self { dir, authority, address, _stop: stop }
+        self.stop = stop;
+        is_ready.await.expect("it starts");
+    }
+
+    async fn end(&mut self) {
+        self.stop = oneshot::channel().0;
+        (&mut self.running).await.expect("it ends");
     }
 
     async fn connect(&self, role: Role, name: &str, id: u32) -> Caller {

@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 pub const CHUNK_SIZE_DEFAULT: u32 = 4 << 20;
 /// Default limit in bytes up to which a file stays inside its znode.
 pub const INLINE_LIMIT_DEFAULT: u32 = 16 << 10;
+/// Restoring a backup raises every number that must not repeat by at least this.
+pub const RESTORE_RAISES: u64 = 1 << 40;
 /// CRUSH weight of 1.0.
 pub const WEIGHT_ONE: u32 = 0x1_0000;
 
@@ -33,6 +35,20 @@ pub struct ClusterMap {
     pub blocked: BTreeMap<SessionId, MapEpoch>,
     /// Pools that were removed; their numbers are never used again. Whatever a data server holds of them goes.
     pub removed_pools: BTreeSet<PoolId>,
+    /// Which life of the cluster this is.
+    pub generation: Generation,
+}
+
+/// A life of the cluster: it begins when the cluster is made, and anew with every restored backup. Within one it never
+/// changes, so no [`MapDelta`] carries it: after a restore nobody's map is one that a change applies to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// How many restores led here; 0 for a cluster that never was restored.
+    pub number: u64,
+    /// The first revision of this life: whatever has a smaller one may have happened in a life that was given up.
+    pub revision: u64,
+    /// The first session of this life. Sessions before it are fenced, also those that the backup did not know.
+    pub sessions_from: SessionId,
 }
 
 /// What changed between two epochs. A receiver whose map is not at `from` asks for the whole map.
@@ -192,6 +208,11 @@ pub struct MapGap {
 }
 
 impl ClusterMap {
+    /// Whether nothing that this session sends may take effect any more.
+    pub fn is_fenced(&self, session: SessionId) -> bool {
+        session < self.generation.sessions_from || self.blocked.contains_key(&session)
+    }
+
     /// The group of `object` and its configuration, if the pool exists.
     pub fn locate(&self, object: ObjectId) -> Option<(PgId, &PgConfig)> {
         let pg = object.pg(self.pools.get(&object.pool)?.pg_num);

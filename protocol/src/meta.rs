@@ -6,16 +6,20 @@
 
 use crate::attr::{Attr, FileKind, FileView, Timestamp};
 use crate::errno::Errno;
-use crate::id::{DataServerId, InodeId, MapEpoch, MetadataServerId, PgId, SessionId, StoreUuid};
+use crate::id::{DataServerId, InodeId, MapEpoch, MetadataServerId, PgId, Revision, SessionId, StoreUuid};
 use crate::map::{ClusterMap, MapDelta, PgChange};
 use crate::name::{EntryName, bytes_form};
 use crate::replication::{Position, ScrubRecord};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
+mod answer;
+mod backup;
 mod pool;
 mod status;
 
+pub use answer::ReadAnswer;
+pub use backup::BackupHead;
 pub use pool::{POOL_XATTR, PoolChange, PoolSettings, PoolStatus};
 pub use status::{
     ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, ScrubSummary, SessionStatus,
@@ -148,6 +152,22 @@ pub enum MetaRequest {
         server: DataServerId,
         /// As in CRUSH maps: `ssd`, `hdd`, …
         class: Option<String>,
+    },
+    /// Begins a backup of the whole metadata, of everything that was answered before → [`MetaReply::Backup`]. A
+    /// connection has one at a time. Administrators only.
+    Backup,
+    /// The next rows of the backup that this connection began → [`MetaReply::BackupRows`]. Administrators only.
+    BackupNext,
+    /// What had been answered anywhere before this was asked → [`MetaReply::Revision`]. A quorum is asked, whatever
+    /// leases there are.
+    Sync,
+    /// A read that any metadata server may answer, from a state that contains at least this revision →
+    /// [`MetaReply::ReadAt`]. Who passes on the largest revision seen so far never goes back.
+    ReadAt {
+        /// The largest revision seen, 0 for any state.
+        at_least: Revision,
+        /// What to read: anything but space and waits of a session, which only the leader knows.
+        op: ReadOp,
     },
 }
 
@@ -617,6 +637,22 @@ pub enum MetaReply {
     Scrubs(Vec<(PgId, DataServerId, PgReport)>),
     /// The pool is as asked for; sentences about what the administrator may not have expected.
     PoolChanged(Vec<String>),
+    /// What the backup is of; its rows follow.
+    Backup(BackupHead),
+    /// The payload is rows in the order of their keys, as in a snapshot stream; empty at the end.
+    BackupRows {
+        /// crc32c of the payload.
+        crc: u32,
+    },
+    /// A revision that contains everything answered before.
+    Revision(Revision),
+    /// Answer to [`MetaRequest::ReadAt`].
+    ReadAt {
+        /// Of the state that was read.
+        revision: Revision,
+        /// What the read is answered with. Never itself a `ReadAt`.
+        answer: ReadAnswer,
+    },
 }
 
 /// Why a metadata server did not do it.
@@ -654,6 +690,12 @@ pub enum MetaError {
     PgChanged {
         /// Version now.
         version: u64,
+    },
+    /// The server did not reach the revision that was asked for in time: ask another one.
+    #[error("this server is at revision {revision}, behind the one that was asked for")]
+    Behind {
+        /// Where it is.
+        revision: Revision,
     },
 }
 

@@ -189,6 +189,14 @@ impl Driver {
         if map.epoch < self.map_epoch() {
             return;
         }
+        let before = self.map.borrow().as_ref().map(|known| known.generation.number);
+        if before.is_some_and(|known| known < map.generation.number) {
+            tracing::warn!(
+                "the metadata was restored from a backup (generation {} now): groups serve again when all their members \
+                 are back",
+                map.generation.number
+            );
+        }
         let blocked = Rc::new(map.blocked.clone());
         let member = |pg: &PgId| map.pgs.get(pg).is_some_and(|c| c.member(self.me.server).is_some());
         let mut concerned: BTreeSet<PgId> = map.pgs.keys().filter(|pg| member(pg)).copied().collect();
@@ -201,6 +209,7 @@ impl Driver {
                     config: map.pgs.get(&pg)?.clone(),
                     epoch: map.epoch,
                     blocked: blocked.clone(),
+                    sessions_from: map.generation.sessions_from,
                     size: pool.size as usize,
                     min_size: pool.min_size as usize,
                     chunk_size: pool.chunk_size,

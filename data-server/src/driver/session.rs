@@ -4,9 +4,10 @@ use super::{Driver, Proposal, now};
 use crate::config::DataServerConfig;
 use crate::pg::Tick;
 use bytes::Bytes;
+use protocol::MapEpoch;
 use protocol::channel_kind;
 use protocol::identity::Role;
-use protocol::map::ClusterMap;
+use protocol::map::{ClusterMap, RESTORE_RAISES};
 use protocol::meta::{DataServerRegistration, MetaError, MetaReply, MetaRequest, MetaResponse, Push};
 use protocol::transport::rpc::RpcClient;
 use protocol::transport::{Connection, Endpoint, Expect, FrameReceiver};
@@ -157,6 +158,12 @@ impl Session {
     async fn confirm(&self, driver: &Rc<Driver>, rpc: &Rpc, request: &MetaRequest) -> Result<(), Ended> {
         let sent = now();
         match call(rpc, request).await? {
+            Ok(MetaReply::DataSession { map_epoch, .. }) if is_given_up(map_epoch, driver.map_epoch()) => {
+                let why =
+                    "it leads a cluster as it was before the metadata was restored from a backup; stop it";
+                tracing::warn!("a metadata server is not served: {why}");
+                Err(why.to_owned().into())
+            }
             Ok(MetaReply::DataSession { timeout_ms, map_epoch, .. }) => {
                 if driver.map_epoch() < map_epoch {
                     self.fetch_map(driver, rpc).await?;
@@ -262,6 +269,12 @@ async fn leave(driver: &Rc<Driver>, rpc: &Rpc) -> Ended {
         Ok(Err(error)) => error.into(),
         Err(ended) => ended,
     }
+}
+
+/// Whether a leader with the first map belongs to a life of the cluster that ended before the second: a restore raises
+/// epochs by at least this, and within one life a leader knows every map that anybody has.
+fn is_given_up(leads_with: MapEpoch, known: MapEpoch) -> bool {
+    leads_with.0.saturating_add(RESTORE_RAISES) <= known.0
 }
 
 /// Asks the leader who the metadata servers are.

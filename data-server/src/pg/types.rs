@@ -98,6 +98,8 @@ pub struct GroupView {
     pub epoch: MapEpoch,
     /// Fenced sessions.
     pub blocked: Rc<BTreeMap<SessionId, MapEpoch>>,
+    /// Sessions before this one are fenced, too: a restored backup ended them.
+    pub sessions_from: SessionId,
     /// Wanted replicas.
     pub size: usize,
     /// Least replicas with which the group serves writes.
@@ -112,6 +114,7 @@ impl Default for GroupView {
             config: PgConfig::default(),
             epoch: MapEpoch(0),
             blocked: Rc::default(),
+            sessions_from: SessionId(0),
             size: usize::MAX,
             min_size: usize::MAX,
             chunk_size: 0,

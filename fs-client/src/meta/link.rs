@@ -72,13 +72,21 @@ impl MetaLink {
 
     /// Sends a request. It leaves at the first poll, so polling several calls once each sends them in that order.
     pub(super) async fn call(&self, request: &MetaRequest) -> Result<MetaResponse, RpcError> {
+        self.call_for_payload(request).await.map(|(response, _)| response)
+    }
+
+    /// As [`Self::call`], for an answer that has a payload.
+    pub(super) async fn call_for_payload(
+        &self,
+        request: &MetaRequest,
+    ) -> Result<(MetaResponse, Bytes), RpcError> {
         let in_flight = InFlight::begin(&self.flight);
         let answer = self.rpc.call(request, Bytes::new()).await;
         drop(in_flight);
         match answer {
-            Ok((response, _)) => {
+            Ok((response, payload)) => {
                 self.flight.borrow_mut().heard();
-                Ok(response)
+                Ok((response, payload))
             }
             Err(error) => {
                 if !matches!(error, RpcError::Unsendable(_)) {

@@ -18,11 +18,13 @@
 //! [`READS_MAX`] reads in flight, [`waits::EARLY_MAX`] grants that nobody waits for yet. Beyond them callers wait,
 //! and the oldest unclaimed grant is forgotten (its waiter asks for its state later).
 
+pub mod backup;
 mod connector;
 mod error;
 mod link;
 mod locks;
 mod ordered;
+pub mod reader;
 pub mod status;
 mod waits;
 

@@ -131,6 +131,7 @@ pub(super) fn failure_of(error: MetaError) -> MetaFailure {
         | MetaError::NotAttached
         | MetaError::Overloaded
         | MetaError::Busy
+        | MetaError::Behind { .. }
         | MetaError::PgChanged { .. } => MetaFailure::Unexpected("a request of a mount"),
     }
 }

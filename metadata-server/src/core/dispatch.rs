@@ -1,6 +1,6 @@
 //! Who may ask what, and the first step of every request.
 
-use super::flow::{Attaching, Flow, Next, Opening, Step};
+use super::flow::{Attaching, Chore, Flow, Next, Opening, Step};
 use super::{ClientId, Turn};
 use crate::state::layers::Disk;
 use crate::state::read::{ReadError, read};
@@ -28,6 +28,12 @@ impl<D: Disk, T> Turn<'_, D, T> {
         }
         if let MetaRequest::MetadataServers = request {
             return Ok(Next::Reply(MetaReply::MetadataServers(self.metadata_members())));
+        }
+        if let MetaRequest::ReadAt { at_least, op } = request {
+            return self.read_at(at_least, op);
+        }
+        if let MetaRequest::BackupNext = request {
+            return Ok(Next::Driver(Chore::BackupNext));
         }
         if !self.core.is_leader() {
             return Err(self.not_leader());
@@ -111,7 +117,13 @@ impl<D: Disk, T> Turn<'_, D, T> {
                 let scrubs = groups.map(|(server, pg, report)| (pg, server, report)).collect();
                 Ok(Next::Reply(MetaReply::Scrubs(scrubs)))
             }
-            MetaRequest::Status | MetaRequest::MetadataServers | MetaRequest::ChangeMetadataServers(_) => {
+            MetaRequest::Sync => self.confirm(Step::Synced),
+            MetaRequest::Backup => self.confirm(Step::Backup),
+            MetaRequest::Status
+            | MetaRequest::MetadataServers
+            | MetaRequest::ChangeMetadataServers(_)
+            | MetaRequest::ReadAt { .. }
+            | MetaRequest::BackupNext => {
                 unreachable!("answered when it arrived")
             }
         }
@@ -122,7 +134,12 @@ impl<D: Disk, T> Turn<'_, D, T> {
         let Some(asking) = self.core.clients.get(&client) else { return Err(MetaError::NotAttached) };
         let peer = &asking.peer;
         let refuse = |what: &str| {
-            tracing::warn!("refused {peer} at {}: {what}", asking.address);
+            // Whoever asks again and again fills no log.
+            let refused = asking.refused.get() + 1;
+            asking.refused.set(refused);
+            if refused == 1 {
+                tracing::warn!("refused {peer} at {}: {what}; what follows is counted", asking.address);
+            }
             Err(MetaError::Refused(format!("{what}; the certificate has the role {}", peer.role)))
         };
         match request {
@@ -142,6 +159,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
             }
             MetaRequest::ChangeMetadataServers(_) if peer.role != Role::Admin => {
                 refuse("only administrators change who the metadata servers are")
+            }
+            MetaRequest::Backup | MetaRequest::BackupNext if peer.role != Role::Admin => {
+                refuse("only administrators make backups")
             }
             MetaRequest::OpenSession { .. } | MetaRequest::Attach { .. } | MetaRequest::Write { .. }
                 if !matches!(peer.role, Role::Client | Role::Admin) =>

@@ -6,7 +6,7 @@ use protocol::meta::{
     ClientInfo, DataServerRegistration, DataServerReport, MetaError, MetaReply, MetaRequest, MetaResponse,
     ReadOp,
 };
-use protocol::{InodeId, MapEpoch, SessionId};
+use protocol::{InodeId, MapEpoch, Revision, SessionId};
 use zab::{ReadError, Zxid, mutant};
 
 /// Who waits for the end of it.
@@ -45,6 +45,17 @@ pub(super) enum Next {
     Applied(Zxid, Step),
     /// Once there is proof that this server led after now.
     Round(Step),
+    /// Once this server has applied the revision.
+    At(Revision, ReadOp),
+    /// The driver goes on.
+    Driver(Chore),
+}
+
+/// What the driver does for a client: it needs the disk.
+#[derive(Debug)]
+pub(super) enum Chore {
+    Backup(Revision),
+    BackupNext,
 }
 
 /// A step's result. An error is answered at once: what has to wait for proposals waits as [`Step::Say`].
@@ -59,6 +70,10 @@ pub(super) enum Step {
     /// The cluster is formed.
     Dispatch(Box<MetaRequest>),
     Read(ReadOp),
+    /// This server led after it was asked: what it has applied is what had been answered before.
+    Synced,
+    /// Likewise: that is what the backup has to contain.
+    Backup,
     Subscribe(MapEpoch),
     /// Earlier attempts to open the session are decided.
     OpenSession(Box<Opening>),
@@ -132,6 +147,8 @@ impl<D: Disk, T> Turn<'_, D, T> {
             let step = match next {
                 Ok(Next::Reply(reply)) => return self.finish(asker, Ok(reply)),
                 Err(error) => return self.finish(asker, Err(error)),
+                Ok(Next::At(at_least, op)) => return self.read_when_there(asker, at_least, op),
+                Ok(Next::Driver(chore)) => return self.hand_over(asker, chore),
                 Ok(Next::Applied(..) | Next::Round(_)) if !self.core.is_leader() => {
                     return self.finish(asker, Err(self.not_leader()));
                 }
@@ -166,7 +183,20 @@ impl<D: Disk, T> Turn<'_, D, T> {
         self.finish(asker, Err(error));
     }
 
-    fn finish(&mut self, asker: Asker<T>, response: MetaResponse) {
+    /// The revision that is applied here.
+    pub(super) fn revision(&self) -> Revision {
+        Revision(self.core.machine.progress().revision)
+    }
+
+    fn hand_over(&mut self, asker: Asker<T>, chore: Chore) {
+        let Asker::Client { client, token } = asker else { return };
+        self.core.outputs.push_back(match chore {
+            Chore::Backup(at_least) => Output::Backup { client, token, at_least },
+            Chore::BackupNext => Output::BackupNext { client, token },
+        });
+    }
+
+    pub(super) fn finish(&mut self, asker: Asker<T>, response: MetaResponse) {
         match asker {
             Asker::Client { token, .. } => self.core.reply(token, response),
             Asker::Planner => {
@@ -185,6 +215,8 @@ impl<D: Disk, T> Turn<'_, D, T> {
             Step::Say(response) => response.map(Next::Reply),
             Step::Dispatch(request) => self.dispatch(client, *request),
             Step::Read(op) => self.read(client, &op),
+            Step::Synced => Ok(Next::Reply(MetaReply::Revision(self.revision()))),
+            Step::Backup => Ok(Next::Driver(Chore::Backup(self.revision()))),
             Step::Subscribe(known) => self.subscribe(client, known),
             Step::OpenSession(opening) => self.open_session(client, *opening),
             Step::Resume(session) => self.resume(client, session),

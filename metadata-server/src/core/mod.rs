@@ -25,6 +25,7 @@
 //! | `proposal` | transactions made and proposed |
 //! | `role` | what a change of role, and an applied transaction, mean |
 //! | `membership` | who the metadata servers are, and changes of that |
+//! | `read_at` | reads at a revision, which any server answers |
 //! | `background` | what a leader does without being asked: expiry, placement |
 //! | `purge` | which objects are to be cut next |
 //! | [`leader`] | what a leader knows beyond the replicated state |
@@ -34,6 +35,7 @@
 //! * A change is answered after its transaction was applied here, which is after a quorum has it on disk.
 //! * A refusal may rest on proposals that are not committed yet: it is answered after those.
 //! * A read is answered from committed state while the leader's lease is valid, or after a quorum round.
+//! * A read at a revision is answered by any server that takes part, once it has applied that revision.
 //! * A heartbeat is answered after a quorum round that began after it arrived: a deposed leader confirms nothing.
 
 mod background;
@@ -46,6 +48,7 @@ pub mod leader;
 mod membership;
 mod proposal;
 mod purge;
+mod read_at;
 mod role;
 mod session;
 mod status;
@@ -59,10 +62,12 @@ use crate::state::machine::Machine;
 use background::Planner;
 use flow::{Asker, Step};
 use leader::LeaderMemory;
-use protocol::identity::PeerIdentity;
+use protocol::identity::{ClusterId, PeerIdentity};
 use protocol::meta::{MetaRequest, MetaResponse, Push};
-use protocol::{MetadataServerId, SessionId, Timestamp};
+use protocol::{MetadataServerId, Revision, SessionId, Timestamp};
 use purge::Purger;
+use read_at::Behind;
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -76,8 +81,8 @@ pub type ClientId = u64;
 pub struct CoreConfig {
     /// This server.
     pub id: MetadataServerId,
-    /// Cluster id in hex, for people.
-    pub cluster: String,
+    /// Cluster id.
+    pub cluster: ClusterId,
     /// Addresses of all voters.
     pub voters: BTreeMap<MetadataServerId, SocketAddr>,
     /// Replicas of the first pool.
@@ -123,6 +128,22 @@ pub enum Output<T> {
     },
     /// Ask data servers to cut objects, and report by [`Core::handle_trimmed`].
     Trim(Trim),
+    /// Begin a backup for a client: of a checkpoint that is at least at this revision.
+    Backup {
+        /// For whom.
+        client: ClientId,
+        /// Of its request.
+        token: T,
+        /// What the backup has to contain.
+        at_least: Revision,
+    },
+    /// Answer with the next rows of the backup that this client began.
+    BackupNext {
+        /// For whom.
+        client: ClientId,
+        /// Of its request.
+        token: T,
+    },
     /// The state or the log is not what it must be: this server stops. Comes once; nothing is decided afterwards.
     Fatal(String),
 }
@@ -136,6 +157,8 @@ struct Client {
     session: Option<SessionId>,
     /// It wants every change of the map.
     is_subscribed: bool,
+    /// Requests that its certificate does not allow.
+    refused: Cell<u64>,
 }
 
 /// See the module. `D` is the state's bottom layer, `T` what the driver knows a request by.
@@ -156,6 +179,8 @@ pub struct Core<D, T> {
     /// What goes on once a quorum round has ended, by its number. Bounded likewise.
     reads: BTreeMap<u64, (Asker<T>, Step)>,
     next_read: u64,
+    /// Reads at a revision that is not here yet.
+    behind: VecDeque<Behind<T>>,
     tick_at: u64,
     planner: Planner,
     purger: Purger,
@@ -187,6 +212,7 @@ impl<D: Disk, T> Core<D, T> {
             waiters: VecDeque::new(),
             reads: BTreeMap::new(),
             next_read: 0,
+            behind: VecDeque::new(),
             tick_at: 0,
             planner: Planner::default(),
             purger: Purger::default(),
@@ -202,16 +228,23 @@ impl<D: Disk, T> Core<D, T> {
 
     /// When [`handle_tick`](Self::handle_tick) is due, in [`Now::ms`]; `None` while there is nothing to wait for.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.is_leader() || self.is_failed {
+        if self.is_failed {
             return None;
         }
-        let deadlines = [Some(self.tick_at), self.planner.next_deadline(), self.purger.next_deadline()];
-        deadlines.into_iter().flatten().min()
+        let leader = [Some(self.tick_at), self.planner.next_deadline(), self.purger.next_deadline()];
+        let leader = leader.into_iter().flatten().min().filter(|_| self.is_leader());
+        let behind = self.behind.front().map(Behind::gives_up_at);
+        [leader, behind].into_iter().flatten().min()
     }
 
     /// Whether this server leads, established.
     pub fn is_leader(&self) -> bool {
         matches!(self.role, Role::Leading { .. })
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.config.cluster
     }
 
     /// The role in the quorum, as last told.
@@ -232,20 +265,26 @@ impl<D: Disk, T> Core<D, T> {
 
     /// Requests that wait for an application or a quorum round.
     pub fn waiting(&self) -> usize {
-        self.waiters.len() + self.reads.len()
+        self.waiters.len() + self.reads.len() + self.behind.len()
     }
 
     // ---- connections --------------------------------------------------------------------------------------------
 
     /// A verified peer opened a connection. `client` was never used before.
     pub fn handle_connected(&mut self, client: ClientId, peer: Arc<PeerIdentity>, address: SocketAddr) {
-        self.clients.insert(client, Client { peer, address, session: None, is_subscribed: false });
+        self.clients.insert(
+            client,
+            Client { peer, address, session: None, is_subscribed: false, refused: Cell::new(0) },
+        );
     }
 
     /// A connection ended. What it asked for goes on; the answers may be thrown away.
     pub fn handle_disconnected(&mut self, client: ClientId) {
-        if let Some(gone) = self.clients.remove(&client)
-            && let Some(session) = gone.session
+        let Some(gone) = self.clients.remove(&client) else { return };
+        if gone.refused.get() > 1 {
+            tracing::warn!("{} at {} was refused {} times", gone.peer, gone.address, gone.refused.get());
+        }
+        if let Some(session) = gone.session
             && self.attached.get(&session) == Some(&client)
         {
             self.attached.remove(&session);
@@ -272,7 +311,11 @@ impl<D: Disk, T> Core<D, T> {
 
     /// Time has passed.
     pub fn handle_tick(&mut self, quorum: &mut impl Broadcast, now: Now) {
-        if self.is_leader() && !self.is_failed {
+        if self.is_failed {
+            return;
+        }
+        self.serve_behind(now.ms);
+        if self.is_leader() {
             self.turn(quorum, now).tick();
         }
     }

@@ -138,6 +138,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
             self.core.purger.wake();
         }
         self.ring();
+        self.core.serve_behind(self.now.ms);
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
         let mut space = core.leader.space(map);
         space.inodes = core.machine.inodes();
         ClusterStatus {
-            cluster: core.config.cluster.clone(),
+            cluster: core.config.cluster.to_string(),
             answered_by: core.config.id,
             metadata: self.metadata_servers(),
             leader: self.leader_id(),

@@ -13,7 +13,7 @@
 //!
 //! Nothing here holds a lock while it waits, and no lock is shared between snapshots, checkpoints and commits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +85,8 @@ pub struct Driver {
     files: Files,
     applied: Zxid,
     role: Role,
+    /// Servers of whose nonsense the log has a line.
+    told: BTreeSet<PeerId>,
     network: mpsc::Receiver<NetworkEvent>,
     checkpoints: Checkpoints,
     /// Counts installed snapshots: a checkpoint begun before one is void.
@@ -141,6 +143,7 @@ impl Driver {
             files,
             applied,
             role: Role::Looking,
+            told: BTreeSet::new(),
             network,
             checkpoints,
             generation: 0,
@@ -266,7 +269,9 @@ impl Driver {
                     self.quorum.inner.acknowledged.borrow_mut().insert(from, progress.durable);
                 }
                 tracing::trace!(from = from.0, kind = message.kind(), "A message arrived.");
+                let before = self.quorum.inner.peer.borrow().counters();
                 self.quorum.inner.peer.borrow_mut().handle_message(from, message, now);
+                self.tell_of_nonsense(from, before);
             }
             NetworkEvent::Disconnected { peer } => {
                 self.quorum.inner.peer.borrow_mut().handle_peer_disconnected(peer, now);
@@ -278,6 +283,18 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// A message that made no sense is counted, and told of once per server.
+    fn tell_of_nonsense(&mut self, from: PeerId, before: zab::Counters) {
+        let now = self.quorum.inner.peer.borrow().counters();
+        let makes_sense = (now.malformed, now.foreign) == (before.malformed, before.foreign);
+        if !makes_sense && self.told.insert(from) {
+            tracing::warn!(
+                "Metadata server {from} sent a message that its role does not allow, or for a directory that is no \
+                 member; it was ignored. More of its kind are counted: {now:?}."
+            );
+        }
     }
 
     // ---- outputs ------------------------------------------------------------------------------------------------

@@ -36,6 +36,10 @@ pub enum StorageError {
     LogFormat { file: String, found: u32, supported: u32 },
     #[error("the directory {path} belongs to cluster {found} and this server to {expected}; check --dir")]
     ForeignDirectory { path: PathBuf, found: String, expected: String },
+    #[error(
+        "restoring a backup into {path} was not finished; run 'zabfs metadata restore' again, with --replace"
+    )]
+    Restoring { path: PathBuf },
     #[error("the directory {path} is in use by another process; stop that one first")]
     InUse { path: PathBuf },
     #[error("the state cannot be stored or loaded: {0}")]

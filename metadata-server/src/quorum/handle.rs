@@ -271,6 +271,14 @@ impl Quorum {
         self.inner.peer.borrow().is_membership_settled()
     }
 
+    /// Data directories that vote or have voted, as far as the membership remembers.
+    pub fn directories(&self) -> Vec<u128> {
+        let peer = self.inner.peer.borrow();
+        let membership = peer.membership();
+        let voting = membership.voters.values().flatten();
+        membership.removed.iter().chain(voting).map(|uuid| uuid.0).collect()
+    }
+
     /// Where each member is reached, as this server knows it; members without a known address are absent.
     pub fn addresses(&self) -> BTreeMap<PeerId, String> {
         let peer = self.inner.peer.borrow();

@@ -31,7 +31,7 @@ mod segment;
 mod slots;
 mod snapshot;
 pub mod state_machine;
-mod storage;
+pub(crate) mod storage;
 pub mod stream;
 mod transport;
 

@@ -22,6 +22,8 @@ use super::log_store::{LogOptions, LogStore, OpenedLog};
 use super::slots::SlotFile;
 
 const RECORD: &str = "record";
+/// In a directory while a backup is restored into it.
+pub(crate) const RESTORING: &str = "restoring";
 /// Written; format 1 is read too.
 const RECORD_FORMAT: u32 = 2;
 /// A slot of the record: room for the largest membership with the longest addresses.
@@ -161,6 +163,9 @@ impl Storage {
         membership: impl FnOnce() -> Membership,
     ) -> Result<Storage, StorageError> {
         let lock = take_lock(path)?;
+        if path.join(RESTORING).exists() {
+            return Err(StorageError::Restoring { path: path.to_owned() });
+        }
         let fresh = || {
             if has_states(&*directory)? {
                 // A server that forgot what it promised must not be mistaken for a new one.
@@ -195,7 +200,42 @@ impl Storage {
     }
 }
 
-fn take_lock(path: &Path) -> Result<File, StorageError> {
+/// Makes record and log of a directory that begins with a snapshot, which is there already: its name is
+/// [`state_path`]'s for the id in the record.
+///
+/// # Errors
+/// The disk.
+pub(crate) fn create_from_snapshot(
+    path: &Path,
+    options: &StorageOptions,
+    record: Record,
+) -> Result<(), StorageError> {
+    let directory: Arc<dyn Directory> = Arc::new(OsDirectory::new(path));
+    create(&directory, options, &[], record)
+}
+
+/// Whether the directory has a record, a log or a state.
+pub(crate) fn is_in_use(path: &Path) -> std::io::Result<bool> {
+    let names = match fs::read_dir(path) {
+        Ok(names) => names,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    for entry in names {
+        if entry?.file_name().to_str().is_some_and(is_own) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a file of this name is part of what a metadata server keeps.
+pub(crate) fn is_own(name: &str) -> bool {
+    let others = ["mark", "spare", "spare.new", "segment.new", "record.new", "mark.new"];
+    name == RECORD || name.starts_with("log-") || state_id(name).is_some() || others.contains(&name)
+}
+
+pub(crate) fn take_lock(path: &Path) -> Result<File, StorageError> {
     let name = path.join("lock");
     let failed = |source| StorageError::Io { action: "lock", file: name.display().to_string(), source };
     let lock = File::options().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
@@ -314,7 +354,7 @@ pub(super) fn current_state_id(record: &Record) -> u64 {
 }
 
 /// The path of a state file.
-pub(super) fn state_path(directory: &Path, id: u64) -> PathBuf {
+pub(crate) fn state_path(directory: &Path, id: u64) -> PathBuf {
     directory.join(format!("{STATE_PREFIX}{id:016x}{STATE_SUFFIX}"))
 }
 
@@ -339,7 +379,7 @@ pub(super) fn remove_states(directory: &Path, is_needed: impl Fn(u64) -> bool) {
 }
 
 /// Random bytes of the operating system.
-pub(super) fn random_bytes<const N: usize>() -> Result<[u8; N], StorageError> {
+pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], StorageError> {
     let mut bytes = [0; N];
     let source = "/dev/urandom";
     let mut file = File::open(source).map_err(StorageError::io("open", source))?;

@@ -260,6 +260,7 @@ fn load_map(state: &dyn View) -> Result<ClusterMap, StoreError> {
     delta.to = MapEpoch(1);
     map.apply(delta).expect("it starts at the epoch of the empty map");
     map.epoch = epoch;
+    map.generation = load(state, &key::system("generation"))?.unwrap_or_default();
     Ok(map)
 }
 

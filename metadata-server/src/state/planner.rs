@@ -7,8 +7,11 @@
 //!    list stays, so that nobody forgets who may hold the newest writes.
 //! 2. Only a living, certain, in-sync member becomes primary: every acknowledged write is on all of these.
 //! 3. If all members are uncertain, the one with the largest position is taken once *all* of them are back.
-//! 4. A server that CRUSH wants and that is no member becomes a learner, whatever it holds.
-//! 5. A member that CRUSH does not want goes only after everybody whom it wants is in sync, and only if these are
+//! 4. After a restored backup the members may be those of long ago. Nobody becomes primary before every server that is in
+//!    is back, or was taken out; if one that is no member holds more than all members, the group moved there after the
+//!    backup, and that one is taken.
+//! 5. A server that CRUSH wants and that is no member becomes a learner, whatever it holds.
+//! 6. A member that CRUSH does not want goes only after everybody whom it wants is in sync, and only if these are
 //!    as many as the pool wants replicas: a copy that has no successor is not given up.
 
 use super::prep::PgUpdate;
@@ -145,10 +148,34 @@ impl Step<'_> {
         if config.in_sync.iter().any(|m| position(m).is_none()) {
             return;
         }
-        if let Some(best) = config.in_sync.iter_mut().max_by_key(|m| position(m)) {
+        let most = config.in_sync.iter().filter_map(position).max().unwrap_or_default();
+        let is_restored = most.version < self.input.map.generation.revision;
+        if is_restored && !self.may_all_be_here() {
+            return;
+        }
+        if let Some(holder) = self.moved_to(config, most).filter(|_| is_restored) {
+            config.primary = Some(holder.server);
+            config.in_sync.push(holder);
+        } else if let Some(best) = config.in_sync.iter_mut().max_by_key(|m| position(m)) {
             best.uncertain = false;
             config.primary = Some(best.server);
         }
+    }
+
+    /// Rule 4: whoever may hold more than the members had time to say so.
+    fn may_all_be_here(&self) -> bool {
+        self.input.start_small
+            && self.input.map.data_servers.values().all(|info| info.up || info.reweight == 0)
+    }
+
+    /// Rule 4: the server that is no member and holds more than all of them, of a group that was not written to since a
+    /// backup was restored.
+    fn moved_to(&self, config: &PgConfig, most: Position) -> Option<Member> {
+        let position = |server| self.input.positions.get(&(server, self.pg)).copied().unwrap_or_default();
+        let others = self.input.map.data_servers.keys().filter(|id| config.member(**id).is_none());
+        let best = others.filter_map(|id| self.member(*id)).max_by_key(|m| position(m.server))?;
+        let held = position(best.server);
+        (held > most && held.version < self.input.map.generation.revision).then_some(best)
     }
 
     fn add_learners(&self, config: &mut PgConfig) {
@@ -406,6 +433,39 @@ mod tests {
         world.map.data_servers.get_mut(&DataServerId(1)).expect("known").up = true;
         world.step();
         assert!(world.map.pgs.values().all(|c| c.primary == Some(DataServerId(2))));
+    }
+
+    #[test]
+    fn after_a_restored_backup_the_server_that_holds_most_leads_wherever_the_group_was() {
+        let mut world = World::new(4);
+        world.settle();
+        let pg = *world.map.pgs.keys().next().expect("a group");
+        let members: Vec<DataServerId> = world.map.pgs[&pg].in_sync.iter().map(|m| m.server).collect();
+        let other =
+            (1..=4).map(DataServerId).find(|id| !members.contains(id)).expect("four are more than three");
+        world.map.generation.revision = 1 << 40;
+        world.map.pgs.retain(|id, _| *id == pg);
+        world.map.pools.get_mut(&PoolId(1)).expect("the pool").pg_num = 1;
+        let config = world.map.pgs.get_mut(&pg).expect("the group");
+        (config.primary, config.activated) = (None, false);
+        config.in_sync.iter_mut().for_each(|m| m.uncertain = true);
+        for id in &members {
+            world.positions.insert((*id, pg), Position { version: 5, sequence: 7 });
+        }
+        world.positions.insert((other, pg), Position { version: 6, sequence: 9 });
+        let look = |world: &World, start_small| {
+            let (map, crush, positions) = (&world.map, &world.crush, &world.positions);
+            let updates = plan(&PlanInput { map, crush, positions, start_small });
+            updates.into_iter().find(|update| update.pg == pg).and_then(|update| update.config.primary)
+        };
+        assert_eq!(look(&world, false), None, "others may not have said what they hold");
+        world.down(other.0);
+        assert_eq!(look(&world, true), None, "one that is in is missing");
+        world.map.data_servers.get_mut(&other).expect("known").up = true;
+        assert_eq!(look(&world, true), Some(other));
+        world.positions.insert((other, pg), Position { version: 5, sequence: 6 });
+        let first = look(&world, true).expect("all are back");
+        assert!(members.contains(&first));
     }
 
     impl World {

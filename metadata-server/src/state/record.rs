@@ -6,8 +6,9 @@ use protocol::{Attr, DataServerId, FileKind, InodeId, PoolId, SessionId, Timesta
 use serde::{Deserialize, Serialize};
 use zab::mutant;
 
-/// Version of everything in this file and in [`super::key`]. A server refuses a newer one.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of everything in this file and in [`super::key`]. A server refuses a newer one. 2: the system table may have a
+/// generation, which one that knows version 1 would not heed.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// An inode (= znode).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

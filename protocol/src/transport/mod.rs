@@ -39,10 +39,12 @@ pub use settings::TransportConfig;
 use crate::frame::FrameError;
 use crate::identity::IdentityError;
 
-/// The version of everything above TLS. Peers of another version are refused.
-pub const PROTOCOL_VERSION: u16 = 1;
+/// The version of everything above TLS. Peers of another version are refused. Raised by every change after which one
+/// side would misread what the other says; `docs/FORMATS.md` has the rule and the history.
+pub const PROTOCOL_VERSION: u16 = 2;
 
-/// The name under which TLS negotiates [`PROTOCOL_VERSION`].
+/// The name that TLS negotiates: of the frames, the welcome and a channel's first frame, which all versions share, so that
+/// a peer of another [`PROTOCOL_VERSION`] is told so in a sentence.
 pub const ALPN: &[u8] = b"zabfs/1";
 
 /// Why something on the network did not work.

@@ -9,6 +9,7 @@ use zab::PeerId;
 use super::data_server::DataServer;
 use super::oracle::Oracle;
 use super::program::{Ask, Locks, Outcome, Private, Registers, Scene};
+use super::reader::Reader;
 use crate::simulation::rng::Rng;
 
 /// What an actor wants done.
@@ -31,10 +32,11 @@ pub(crate) struct Stage<'a> {
     pub(crate) wishes: Vec<Wish>,
 }
 
-/// A client or a data server.
+/// A client, a data server, or a client that only reads.
 pub(crate) enum Actor {
     Client(Box<Client>),
     Data(Box<DataServer>),
+    Reader(Box<Reader>),
 }
 
 impl Actor {
@@ -42,6 +44,10 @@ impl Actor {
         match self {
             Actor::Client(client) => client.tick(stage),
             Actor::Data(server) => server.tick(stage),
+            Actor::Reader(reader) => {
+                reader.tick(stage);
+                Ok(())
+            }
         }
     }
 
@@ -54,6 +60,7 @@ impl Actor {
         match self {
             Actor::Client(client) => client.answered(call, response, stage),
             Actor::Data(server) => server.answered(call, response, stage),
+            Actor::Reader(reader) => reader.answered(call, response, stage),
         }
     }
 
@@ -64,6 +71,7 @@ impl Actor {
                 server.pushed(push);
                 Ok(())
             }
+            Actor::Reader(_) => Ok(()),
         }
     }
 
@@ -72,6 +80,7 @@ impl Actor {
         match self {
             Actor::Client(client) => client.link.lost(stage),
             Actor::Data(server) => server.link.lost(stage),
+            Actor::Reader(reader) => reader.lost(stage),
         }
     }
 
@@ -80,6 +89,7 @@ impl Actor {
         match self {
             Actor::Client(client) => client.wakes_at(),
             Actor::Data(server) => server.wakes_at(),
+            Actor::Reader(reader) => reader.wakes_at(),
         }
     }
 }

@@ -402,6 +402,9 @@ impl World {
             }
             CoreOutput::Close { client, .. } => self.break_connection(client),
             CoreOutput::Trim(trim) => self.trim(id, &trim),
+            CoreOutput::Backup { .. } | CoreOutput::BackupNext { .. } => {
+                return Err("nobody makes backups here".to_owned());
+            }
             CoreOutput::Fatal(why) => return Err(format!("{id} stops: {why}")),
         }
         Ok(())

@@ -261,7 +261,7 @@ impl World {
             .values()
             .filter_map(|actor| match actor {
                 Actor::Client(client) => Some((client.id, client.timeout_ms())),
-                Actor::Data(_) => None,
+                Actor::Data(_) | Actor::Reader(_) => None,
             })
             .collect();
         let (actor, timeout_ms) = self.rng.pick(&clients);
@@ -503,7 +503,7 @@ impl World {
             });
             let clients = self.actors.values().filter_map(|actor| match actor {
                 Actor::Client(client) => Some(client.describe()),
-                Actor::Data(_) => None,
+                Actor::Data(_) | Actor::Reader(_) => None,
             });
             let lines: Vec<String> = servers.chain(clients).collect();
             return Err(format!("{what} within {HEALING_MS} ms after healing:\n  {}", lines.join("\n  ")));
@@ -545,6 +545,7 @@ impl World {
         let idle = self.actors.values().all(|actor| match actor {
             Actor::Client(client) => client.is_idle() && client.is_attached(),
             Actor::Data(server) => server.is_attached(),
+            Actor::Reader(_) => true,
         });
         let Some(leader) = self.leader().filter(|_| idle && self.is_in_role()) else {
             return Ok(Some("somebody is busy".to_owned()));
@@ -576,7 +577,7 @@ impl World {
         let clients = || {
             self.actors.values().filter_map(|actor| match actor {
                 Actor::Client(client) => Some(client),
-                Actor::Data(_) => None,
+                Actor::Data(_) | Actor::Reader(_) => None,
             })
         };
         let pins: BTreeSet<Key> = clients().filter_map(|c| c.pinned()).map(|(i, s)| key::pin(i, s)).collect();
@@ -590,9 +591,10 @@ impl World {
         }
         let open: BTreeSet<InodeId> = clients().filter_map(|c| c.pinned()).map(|(inode, _)| inode).collect();
         let owned = pins.len() + holds.len();
+        let with_sessions = self.actors.values().filter(|actor| !matches!(actor, Actor::Reader(_))).count();
         let rules = [
             (keys(key::LOCK)?.is_empty(), "a lock is left"),
-            (keys(key::SESSION)?.len() == self.actors.len(), "a session is left"),
+            (keys(key::SESSION)?.len() == with_sessions, "a session is left"),
             (keys(key::ENDING)?.is_empty(), "a session's end is not through"),
             (keys(key::PIN)? == pins, "other inodes are pinned than are open without a name"),
             (keys(key::HOLD)? == holds, "other files are held than clients hold"),

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `world`, `drive` | the event loop; a server's driver |
 //! | `server`, `disk`, `network` | what runs, where it writes, how it talks |
-//! | `actor`, `program`, `data_server` | clients, what they do, data servers |
+//! | `actor`, `program`, `data_server`, `reader` | clients, what they do, data servers, who reads from followers |
 //! | `admin` | changes of who the servers are |
 //! | `faults` | kinds of worlds, what goes wrong, healing and the demand for liveness |
 //! | `oracle`, `linear` | what clients were told, judged |
@@ -25,6 +25,7 @@ mod linear;
 mod network;
 mod oracle;
 mod program;
+mod reader;
 mod server;
 mod trace;
 mod world;

@@ -43,6 +43,10 @@ pub(crate) struct Oracle {
     /// Sessions whose owners asked for their end.
     closing: std::collections::BTreeSet<SessionId>,
     digests: BTreeMap<u64, u64>,
+    /// What reads at a revision were answered, by revision and question; of the last revisions only.
+    answers_at: BTreeMap<(u64, u64), String>,
+    /// The largest revision told to anybody by a time.
+    revisions: Vec<(u64, u64)>,
     pub(crate) decided: Decided,
     pub(crate) answers: u64,
     pub(crate) grants: u64,
@@ -71,6 +75,35 @@ impl Oracle {
         self.locks.entry(lock).or_default().push(Call { op, invoked, returned });
     }
 
+    // ---- reads from any server ----------------------------------------------------------------------------------
+
+    /// A read of this revision was answered: with the same as every other one.
+    pub(crate) fn read_at(&mut self, revision: u64, question: u64, answer: String) -> Result<(), String> {
+        const KEPT: usize = 4096;
+        let known = self.answers_at.entry((revision, question)).or_insert_with(|| answer.clone());
+        if *known != answer {
+            return Err(format!(
+                "question {question} at revision {revision} has two answers: {known} and {answer}"
+            ));
+        }
+        if self.answers_at.len() > KEPT {
+            self.answers_at.pop_first();
+        }
+        Ok(())
+    }
+
+    /// Somebody was told that this revision is committed.
+    pub(crate) fn told(&mut self, revision: u64, now: u64) {
+        let largest = self.revisions.last().map_or(revision, |(_, largest)| revision.max(*largest));
+        self.revisions.push((now, largest));
+    }
+
+    /// The largest revision that anybody was told before this moment.
+    pub(crate) fn told_before(&self, time: u64) -> u64 {
+        let before = self.revisions.partition_point(|(told, _)| *told < time);
+        before.checked_sub(1).map_or(0, |last| self.revisions[last].1)
+    }
+
     // ---- locks as they are lived --------------------------------------------------------------------------------
 
     /// A client learns that it holds a lock.
@@ -84,6 +117,7 @@ impl Oracle {
         now: u64,
     ) -> Result<(), String> {
         self.grants += 1;
+        self.told(token, now);
         let tokens = self.tokens.entry(lock).or_default();
         let before = tokens.partition_point(|(told, _)| *told < invoked);
         if before > 0 && tokens[before - 1].1 >= token {

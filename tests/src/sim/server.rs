@@ -14,6 +14,7 @@ use metadata_server::quorum::{LogOptions, PeerStatus, StorageError, StorageOptio
 use metadata_server::state::key::{self, Key};
 use metadata_server::state::layers::{Disk, StoreError, Writes};
 use metadata_server::state::record::Progress;
+use protocol::identity::ClusterId;
 use protocol::{MetadataServerId, Timestamp};
 use zab::{
     ChangeError, Config, DataUuid, Membership, MembershipChange, Peer, PeerId, ProposeError, ReadError,
@@ -230,7 +231,7 @@ impl Server {
         };
         let core = CoreConfig {
             id: MetadataServerId(id.0),
-            cluster: "simulated".to_owned(),
+            cluster: ClusterId(*b"simulatedcluster"),
             voters,
             pool_size: 2,
             down_out_ms: 30_000,

@@ -19,6 +19,7 @@ use super::data_server::DataServer;
 use super::faults::Shape;
 use super::network::{Network, Packet};
 use super::oracle::Oracle;
+use super::reader::Reader;
 use super::server::{Image, Server, Token};
 use super::trace::Trace;
 use crate::simulation::history::Txn;
@@ -27,6 +28,8 @@ use crate::simulation::rng::Rng;
 
 /// The first number of data servers among the actors.
 pub(crate) const DATA_SERVERS: u32 = 1000;
+/// The client that only reads, in a third of the worlds.
+const READER: u32 = 900;
 
 /// Something that happens to a server, to an actor, or to the world.
 pub(crate) enum Happening {
@@ -193,6 +196,9 @@ impl World {
         for id in 1..=shape.data_servers {
             let rate = rng.between(990, 1010);
             actors.insert(DATA_SERVERS + id, Actor::Data(Box::new(DataServer::new(id, rate))));
+        }
+        if seed.is_multiple_of(3) {
+            actors.insert(READER, Actor::Reader(Box::new(Reader::new())));
         }
         let mut world = World {
             time: 0,

@@ -186,7 +186,7 @@ impl Primary {
             let why = format!("{length} bytes at {offset} do not fit into a chunk of {}", g.view.chunk_size);
             return Err(DataError::Malformed(why).into());
         }
-        if g.view.blocked.contains_key(&request.session) {
+        if request.session < g.view.sessions_from || g.view.blocked.contains_key(&request.session) {
             return Err(DataError::Fenced.into());
         }
         match g.copy.table.seen(request) {

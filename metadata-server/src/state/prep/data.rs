@@ -92,11 +92,7 @@ impl Prep<'_> {
         let Some(mut inode) = self.find_inode(id)? else { return Ok(()) };
         inode.strays = true;
         if inode.chunked && !mutant!("mark-not-cut-at-expiry") {
-            let size = inode.attr.size;
-            inode.truncations.retain(|t| t.size < size);
-            inode.truncations.push(Truncation { seq: self.revision, size });
-            inode.data_revision = self.revision;
-            self.schedule_sweep(&inode);
+            self.cut_objects(&mut inode);
         }
         self.put_inode(&inode);
         Ok(())
@@ -219,7 +215,7 @@ impl Prep<'_> {
         Ok(())
     }
 
-    fn schedule_sweep(&mut self, inode: &Inode) {
+    pub(super) fn schedule_sweep(&mut self, inode: &Inode) {
         let purge = Purge {
             pool: inode.pool,
             chunks_high: inode.chunks_high,

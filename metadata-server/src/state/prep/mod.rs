@@ -9,6 +9,7 @@ mod map;
 mod name;
 mod node;
 pub(crate) mod pool;
+mod restore;
 mod session;
 mod system;
 

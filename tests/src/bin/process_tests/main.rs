@@ -4,6 +4,7 @@
 //! every mount below that directory is taken out of the tree and every process that it started is ended, by
 //! pid. `process-tests` runs the set that CI runs; `--full` takes the sizes and durations of a soak.
 
+mod backup;
 mod bit_rot;
 mod bounds;
 mod coherence;
@@ -105,6 +106,7 @@ fn all() -> Vec<Test> {
         pools::TESTS,
         recovery::TESTS,
         membership::TESTS,
+        backup::TESTS,
         failover::TESTS,
         power::TESTS,
     ]
