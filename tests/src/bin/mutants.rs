@@ -167,6 +167,7 @@ fn ask(programs: &Programs, suite: Suite, mutant: &str) -> anyhow::Result<Option
         .env("ZAB_RUNS", runs)
         .env("PROPTEST_RNG_SEED", "1")
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")
+        .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
         .env("RUST_BACKTRACE", "0")
         .current_dir(directory.join(package))
         .stdout(output.reopen()?)
