@@ -18,6 +18,7 @@
 //! [`READS_MAX`] reads in flight, [`waits::EARLY_MAX`] grants that nobody waits for yet. Beyond them callers wait,
 //! and the oldest unclaimed grant is forgotten (its waiter asks for its state later).
 
+pub mod bench;
 mod connector;
 mod error;
 mod link;

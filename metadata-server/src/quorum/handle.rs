@@ -41,7 +41,12 @@ pub struct QuorumConfig {
 impl QuorumConfig {
     /// The defaults for server `id`.
     pub fn new(id: PeerId, peers: BTreeMap<PeerId, String>) -> QuorumConfig {
-        let zab = zab::Config { txn_bytes_max: TXN_BYTES_MAX, ..zab::Config::new(id) };
+        let zab = zab::Config {
+            txn_bytes_max: TXN_BYTES_MAX,
+            // The log is in memory too.
+            log_window_bytes: 32 << 20,
+            ..zab::Config::new(id)
+        };
         QuorumConfig { zab, peers, checkpoint_interval_ms: 5_000, checkpoint_bytes: 16 << 20 }
     }
 

@@ -114,7 +114,7 @@ impl World {
         let (txn, ()) =
             world.leader.machine.prepare(world.clock, |prep| prep.bootstrap(3)).expect("an empty state");
         world.model = Model::new(txn.time);
-        world.leader.machine.speculate(&txn);
+        world.leader.machine.speculate(txn.clone(), txn.encode());
         world.submit(txn.encode(), None);
         world.settle();
         world
@@ -137,7 +137,7 @@ impl World {
         let result = match self.leader.machine.prepare(self.clock, decide) {
             Ok((txn, value)) => {
                 (with.time, with.revision) = (txn.time, txn.revision);
-                self.leader.machine.speculate(&txn);
+                self.leader.machine.speculate(txn.clone(), txn.encode());
                 Ok((txn, value))
             }
             Err((PrepError::Refused(error), _)) => Err(error),
