@@ -25,13 +25,17 @@ fn serve_echo(connection: Connection, limits: ServeLimits) {
     spawn_local(async move {
         while let Ok((kind, channel)) = connection.accept_channel().await {
             assert_eq!(kind, CALLS);
-            spawn_local(serve_rpc(channel, limits.clone(), |_peer, request: String, payload: Bytes| async move {
-                match request.as_str() {
-                    "sleep" => std::future::pending().await,
-                    "large" => (request, Bytes::from(vec![7; 1 << 20])),
-                    _ => (request, payload),
-                }
-            }));
+            spawn_local(serve_rpc(
+                channel,
+                limits.clone(),
+                |_peer, request: String, payload: Bytes| async move {
+                    match request.as_str() {
+                        "sleep" => std::future::pending().await,
+                        "large" => (request, Bytes::from(vec![7; 1 << 20])),
+                        _ => (request, payload),
+                    }
+                },
+            ));
         }
     });
 }

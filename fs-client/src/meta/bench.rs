@@ -167,8 +167,7 @@ async fn measure(bench: &Rc<Bench>, plan: &Plan) -> Result<Vec<Row>, BenchError>
     }
     if plan.overload > 0 {
         let length = Duration::from_secs(plan.overload.into());
-        let row =
-            bench.closed_loop("overload", Kind::Set, OVERLOAD_SESSIONS, OVERLOAD_DEPTH, length).await?;
+        let row = bench.closed_loop("overload", Kind::Set, OVERLOAD_SESSIONS, OVERLOAD_DEPTH, length).await?;
         rows.push(row);
     }
     Ok(rows)

@@ -462,7 +462,9 @@ async fn send_all(sender: &mut FrameSender, messages: VecDeque<Bytes>) -> Result
 /// Room for a message, encoded: at least what it takes, for those that have bytes worth mentioning.
 fn encoded_bytes(message: &Message) -> usize {
     match &message.body {
-        Body::Entries { entries, .. } => 128 + entries.iter().map(|entry| entry.bytes() as usize).sum::<usize>(),
+        Body::Entries { entries, .. } => {
+            128 + entries.iter().map(|entry| entry.bytes() as usize).sum::<usize>()
+        }
         _ => 128,
     }
 }

@@ -57,7 +57,9 @@ mod writes_form {
 
             fn visit_map<A: MapAccess<'de>>(self, mut rows: A) -> Result<Writes, A::Error> {
                 let mut writes = Writes::new();
-                while let Some((AsBytes(key), value)) = rows.next_entry::<AsBytes<Vec<u8>>, Option<Bytes>>()? {
+                while let Some((AsBytes(key), value)) =
+                    rows.next_entry::<AsBytes<Vec<u8>>, Option<Bytes>>()?
+                {
                     writes.insert(key, value);
                 }
                 Ok(writes)
@@ -95,7 +97,8 @@ mod tests {
 
     #[test]
     fn the_wire_form_is_that_of_a_map() {
-        let writes = Writes::from([(vec![1, 200, 0], Some(vec![7; 300].into())), (vec![2], None), (vec![], None)]);
+        let writes =
+            Writes::from([(vec![1, 200, 0], Some(vec![7; 300].into())), (vec![2], None), (vec![], None)]);
         let (revision, time, pushes) = (300, Timestamp { seconds: -1, nanoseconds: 7 }, vec![]);
         let plain = ByteByByte { revision, time, writes: writes.clone(), pushes: vec![] };
         let txn = Txn { revision, time, writes, pushes };

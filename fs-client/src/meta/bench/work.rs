@@ -121,7 +121,8 @@ impl Bench {
                 let mut share = wanted / workers + usize::from(worker < wanted % workers);
                 while share > 0 && !bench.stopping.get() {
                     share -= 1;
-                    let made = bench.timed(&bench.sessions[worker % bench.sessions.len()], Kind::Create).await?;
+                    let made =
+                        bench.timed(&bench.sessions[worker % bench.sessions.len()], Kind::Create).await?;
                     bench.znodes.borrow_mut().extend(made);
                 }
                 Ok(())
@@ -332,6 +333,9 @@ async fn finish(running: &mut JoinSet<Result<(), MetaFailure>>, step: &str) -> R
     Ok(())
 }
 
-fn check(ended: Result<Result<(), MetaFailure>, tokio::task::JoinError>, step: &str) -> Result<(), BenchError> {
+fn check(
+    ended: Result<Result<(), MetaFailure>, tokio::task::JoinError>,
+    step: &str,
+) -> Result<(), BenchError> {
     ended.expect("a task of the benchmark panicked").map_err(|failure| refused(step, failure))
 }

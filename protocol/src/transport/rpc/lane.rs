@@ -67,12 +67,7 @@ struct Queue {
 }
 
 impl Lane {
-    fn push(
-        &self,
-        header: &impl Serialize,
-        payload: Bytes,
-        held: Held,
-    ) -> Result<(), FrameError> {
+    fn push(&self, header: &impl Serialize, payload: Bytes, held: Held) -> Result<(), FrameError> {
         let mut queue = self.queue.lock().expect("nothing panics while the lock is held");
         if queue.closed {
             return Ok(());
