@@ -104,14 +104,18 @@ impl<D: Disk> Layers<D> {
     fn commit_row(&mut self, key: Key, value: Option<Bytes>) {
         // A reply that comes and goes within this layer leaves no trace: nothing below can have it, so nothing has to
         // be hidden.
-        let leaves = value.is_none() && is_written_once(&key);
-        if leaves && let Some(reply) = self.committed.remove_if(&key, Option::is_some) {
+        let once = is_written_once(&key);
+        if once
+            && value.is_none()
+            && let Some(reply) = self.committed.remove_if(&key, Option::is_some)
+        {
             self.committed_bytes -= row_bytes(key.len(), reply.as_ref());
             return;
         }
         let key_bytes = key.len();
         self.committed_bytes += row_bytes(key_bytes, value.as_ref());
         if let Some(before) = self.committed.insert(key, value) {
+            debug_assert!(!once, "a reply is put once and deleted once");
             self.committed_bytes -= row_bytes(key_bytes, before.as_ref());
         }
     }
@@ -395,6 +399,34 @@ mod tests {
         layers.commit(1, writes(1, Some(7)));
         assert_eq!(layers.proposed().get(&[1]).expect("reads").expect("there")[0], 8);
         assert_eq!(layers.committed().get(&[1]).expect("reads").expect("there")[0], 7);
+    }
+
+    #[test]
+    fn a_reply_that_comes_and_goes_leaves_no_trace_but_hides_one_below() {
+        let reply = |sequence| super::super::key::reply(protocol::SessionId(1), sequence);
+        let put = |sequence| Writes::from([(reply(sequence), Some(Bytes::from_static(b"done")))]);
+        let delete = |sequence| Writes::from([(reply(sequence), None)]);
+        let mut layers = Layers::new(BTreeMap::<Key, Bytes>::new());
+        layers.commit(1, put(1));
+        layers.commit(2, put(2));
+        layers.commit(3, delete(1));
+        assert_eq!(layers.freeze().keys().collect::<Vec<_>>(), [&reply(2)]);
+        layers.commit(4, delete(2));
+        assert!(layers.committed().get(&reply(2)).expect("reads").is_none(), "the frozen one is hidden");
+        assert_eq!(layers.committed_bytes(), row_bytes(reply(2).len(), None));
+    }
+
+    #[test]
+    fn what_was_read_from_the_disk_does_not_outlive_a_change() {
+        let disk = BTreeMap::from([(vec![1], Bytes::from_static(b"old"))]);
+        let mut layers = Layers::new(disk.clone());
+        assert_eq!(layers.committed().get(&[1]).expect("reads").expect("there"), "old");
+        assert!(layers.committed().get(&[2]).expect("reads").is_none());
+        layers.commit(1, Writes::from([(vec![1], None), (vec![2], Some(Bytes::from_static(b"new")))]));
+        layers.freeze();
+        layers.thaw(BTreeMap::from([(vec![2], Bytes::from_static(b"new"))]));
+        assert!(layers.committed().get(&[1]).expect("reads").is_none());
+        assert_eq!(layers.committed().get(&[2]).expect("reads").expect("there"), "new");
     }
 
     proptest! {
