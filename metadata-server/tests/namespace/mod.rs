@@ -1,7 +1,7 @@
 //! What the tests of the namespace share.
 
-pub(crate) mod contents;
-mod driver;
+mod contents;
+pub(crate) mod driver;
 mod exactly_once;
 mod hostile;
 pub(crate) mod invariants;
