@@ -2,7 +2,6 @@
 
 use crate::core::{Broadcast, ClientId, Core, Now, Output, Trim, TrimFailed};
 use crate::disk_layer::{Checkpoint, DiskLayer, RowSink};
-use crate::quorum::background;
 use crate::quorum::{
     CheckpointJob, PeerStatus, Quorum, SnapshotSink, SnapshotSource, StateError, StateMachine,
 };
@@ -226,7 +225,7 @@ impl StateMachine for NodeMachine {
             Ok(disk) => {
                 let frozen = node.core.checkpointed(disk);
                 // Up to millions of rows, which take longer than anybody should have to wait for this thread.
-                background::run("forget-rows", move || drop(frozen));
+                tokio::task::spawn_blocking(move || drop(frozen));
             }
             Err(error) => node.fail(error.to_string()),
         }

@@ -8,8 +8,8 @@
 //! | the driver (runtime's thread) | the peer, the state machine | [`Driver::run`] |
 //! | disk thread, spare thread (`disk`) | log, record, mark | with the driver |
 //! | dialers and readers (`transport`) | nothing but queues | with the driver |
-//! | checkpoint (`background`) | the current state file | one at a time, detached from the commit path |
-//! | snapshot sender, receiver (`background`) | a new state file | one per follower; one |
+//! | checkpoint (blocking) | the current state file | one at a time, detached from the commit path |
+//! | snapshot sender, receiver (blocking) | a new state file | one per follower; one |
 //!
 //! Nothing here holds a lock while it waits, and no lock is shared between snapshots, checkpoints and commits.
 
@@ -18,12 +18,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, sleep_until, timeout};
 use zab::{Body, Membership, Output, PeerId, Role, SnapshotDescriptor, Tick, Zxid};
 
-use super::background;
 use super::disk::{Disk, DiskOperation};
 use super::error::StorageError;
 use super::files::Directory;
@@ -409,7 +408,7 @@ impl Driver {
         self.checkpoints.is_running = true;
         let generation = self.generation;
         let directory = self.files.directory.clone();
-        let work = background::run("checkpoint", move || {
+        let work = tokio::task::spawn_blocking(move || {
             let zxid = job.run()?;
             // The first checkpoint may have made the file: the log must not be purged before its name is durable.
             directory.sync()?;
@@ -606,9 +605,9 @@ fn members(membership: &Membership) -> String {
     format!("{}{observers} (version {})", voters.join(", "), membership.version)
 }
 
-/// The result of background work; a panic in it is an error like any other.
-async fn ended<T>(work: oneshot::Receiver<Result<T, StateError>>) -> Result<T, StateError> {
-    work.await.unwrap_or_else(|_| Err("the thread that works in the background has died".into()))
+/// The result of blocking work; a panic in it is an error like any other.
+async fn ended<T>(work: JoinHandle<Result<T, StateError>>) -> Result<T, StateError> {
+    work.await.unwrap_or_else(|error| Err(error.into()))
 }
 
 async fn sleep_until_some(at: Option<tokio::time::Instant>) {

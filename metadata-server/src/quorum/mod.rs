@@ -7,7 +7,6 @@
 //! | `driver` | [`Driver`]: the loop of events and outputs |
 //! | `transport`, `snapshot` | links among metadata servers; a snapshot on its way |
 //! | `disk`, [`stream`] | the thread that writes, with group commit; what it does |
-//! | `background` | threads that leave the processor to others |
 //! | `storage` | [`Storage`]: a server's directory, opened |
 //! | [`log_store`], `log_scan`, `segment` | the transaction log, reading it back, its format |
 //! | `slots` | small files replaced atomically: the record, the mark |
@@ -21,7 +20,6 @@
 //! driver.run(state).await?;
 //! ```
 
-pub(crate) mod background;
 mod disk;
 mod driver;
 pub mod error;

@@ -4,7 +4,7 @@
 //! Hello::Snapshot { id, zxid } · Chunk (payload) · Chunk · … · End { length, crc }
 //! ```
 //! `length` and `crc` (crc32c) cover all chunks one after the other. Reading and writing the state happen on
-//! `background` threads; at most [`CHUNKS_WAITING`] chunks wait on either side, so a slow disk slows the sender.
+//! blocking threads; at most [`CHUNKS_WAITING`] chunks wait on either side, so a slow disk slows the sender.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use bytes::Bytes;
 use protocol::channel_kind;
 use protocol::transport::{Connection, FrameReceiver, TransportError};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use zab::{SnapshotDescriptor, Zxid};
 
-use super::background;
 use super::files::Directory;
 use super::state_machine::{SNAPSHOT_CHUNK_BYTES_MAX, SnapshotSink, SnapshotSource, StateError};
 use super::transport::Hello;
@@ -80,7 +80,7 @@ pub(super) async fn send(
 ) -> Result<SnapshotDescriptor, SnapshotError> {
     let zxid = source.zxid();
     let (chunks, mut waiting) = mpsc::channel::<Result<Bytes, StateError>>(CHUNKS_WAITING);
-    let reader = background::run("snapshot-out", move || {
+    let reader = tokio::task::spawn_blocking(move || {
         while let Some(chunk) = source.next_chunk().transpose() {
             let is_last = chunk.is_err();
             if chunks.blocking_send(chunk).is_err() || is_last {
@@ -135,11 +135,11 @@ impl Reception {
     fn start_thread(
         &self,
         mut sink: Box<dyn SnapshotSink>,
-    ) -> (mpsc::Sender<Order>, oneshot::Receiver<Result<(), SnapshotError>>) {
+    ) -> (mpsc::Sender<Order>, JoinHandle<Result<(), SnapshotError>>) {
         let (orders, mut waiting) = mpsc::channel(CHUNKS_WAITING);
         let zxid = self.zxid;
         let directory = self.directory.clone();
-        let thread = background::run("snapshot-in", move || {
+        let thread = tokio::task::spawn_blocking(move || {
             while let Some(order) = waiting.blocking_recv() {
                 match order {
                     Order::Write(chunk) => sink.write(chunk)?,
@@ -157,7 +157,7 @@ impl Reception {
     async fn receive(
         &mut self,
         orders: mpsc::Sender<Order>,
-        mut sink: oneshot::Receiver<Result<(), SnapshotError>>,
+        mut sink: JoinHandle<Result<(), SnapshotError>>,
         progress: &impl Fn(),
     ) -> Result<SnapshotDescriptor, SnapshotError> {
         let mut tally = Tally::default();
