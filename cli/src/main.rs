@@ -41,6 +41,12 @@ use status_command::StatusCommand;
 use std::process::ExitCode;
 use umount_command::UmountCommand;
 
+/// Every request makes and frees dozens of small pieces of memory that live differently long: the C library's
+/// allocator spends a third of a metadata server's time on them. (Without huge pages: with them a server takes 200 MiB
+/// instead of 70, and the kernel spends its time clearing them.)
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A distributed filesystem.
 #[derive(Debug, Parser)]
 #[command(name = "zabfs", version)]

@@ -17,7 +17,7 @@ use zab::Zxid;
 const STATE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("state");
 
 /// Bytes of pages that redb keeps in memory.
-const CACHE_BYTES: usize = 24 << 20;
+const CACHE_BYTES: usize = 16 << 20;
 
 /// Chunks of a snapshot stream are closed when they reach this many bytes.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -36,7 +36,8 @@ impl DiskLayer {
     /// Opens or makes the file.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
-        let write = database.begin_write().map_err(failed)?;
+        let mut write = database.begin_write().map_err(failed)?;
+        write.set_quick_repair(true);
         write.open_table(STATE).map_err(failed)?;
         write.commit().map_err(failed)?;
         Self::at_last_commit(Arc::new(database))
@@ -95,7 +96,9 @@ pub struct Checkpoint {
 
 impl CheckpointJob for Checkpoint {
     fn run(self: Box<Self>) -> Result<Zxid, StateError> {
-        let write = self.database.begin_write()?;
+        let mut write = self.database.begin_write()?;
+        // Otherwise a server that was killed reads the whole file before it starts.
+        write.set_quick_repair(true);
         {
             let mut table = write.open_table(STATE)?;
             for (key, value) in self.writes.iter() {
@@ -188,7 +191,8 @@ impl SnapshotSink for RowSink {
     }
 
     fn finish(self: Box<Self>, zxid: Zxid) -> Result<(), StateError> {
-        let write = self.database.begin_write()?;
+        let mut write = self.database.begin_write()?;
+        write.set_quick_repair(true);
         {
             let mut table = write.open_table(STATE)?;
             let progress_key = key::system("progress");

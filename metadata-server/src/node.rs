@@ -252,7 +252,11 @@ impl StateMachine for NodeMachine {
     fn checkpointed(&mut self, _zxid: Zxid) {
         let node = &mut *self.0.borrow_mut();
         match node.disk.refreshed() {
-            Ok(disk) => node.core.checkpointed(disk),
+            Ok(disk) => {
+                let frozen = node.core.checkpointed(disk);
+                // Up to millions of rows, which take longer than anybody should have to wait for this thread.
+                tokio::task::spawn_blocking(move || drop(frozen));
+            }
             Err(error) => return node.fail(error.to_string()),
         }
         node.begin_backups();

@@ -19,7 +19,7 @@ use crate::trims;
 use bytes::Bytes;
 use protocol::identity::{Identity, Role, Roles};
 use protocol::meta::{MetaRequest, Push};
-use protocol::transport::rpc::{ServeLimits, serve_calls};
+use protocol::transport::rpc::{Gate, ServeLimits, serve_calls};
 use protocol::transport::{Connection, Endpoint, TransportConfig};
 use protocol::{MetadataServerId, channel_kind};
 use std::cell::RefCell;
@@ -110,6 +110,10 @@ pub async fn run(
 const SHUTDOWN_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// How many requests of one connection are in service at once; beyond, its stream is not read.
 const REQUESTS_MAX: usize = 4096;
+/// How many requests of all connections are in service at once; beyond, their streams are not read, and take turns. Well
+/// below what the quorum takes before it refuses proposals, so that nobody is refused and tries again: under overload
+/// that would be most of the work. Enough to keep the disk busy while the next batch gathers.
+const ALL_REQUESTS_MAX: usize = 2048;
 
 impl MetadataServer {
     fn start(config: MetadataServerConfig) -> Result<Self, ServerError> {
@@ -180,14 +184,15 @@ async fn keep_time(node: Rc<RefCell<Node>>) {
 
 async fn accept(node: Rc<RefCell<Node>>, quorum: Quorum, endpoint: Endpoint) {
     let mut next_id = 0;
+    let gate = Gate::new(ALL_REQUESTS_MAX);
     while let Some(connection) = endpoint.accept().await {
         next_id += 1;
-        spawn_local(serve(node.clone(), quorum.clone(), connection, next_id));
+        spawn_local(serve(node.clone(), quorum.clone(), connection, next_id, gate.clone()));
     }
 }
 
 /// Serves one connection until it ends.
-async fn serve(node: Rc<RefCell<Node>>, quorum: Quorum, connection: Connection, id: u64) {
+async fn serve(node: Rc<RefCell<Node>>, quorum: Quorum, connection: Connection, id: u64, gate: Gate) {
     let (pushes, waiting) = mpsc::channel(PUSHES_MAX);
     node.borrow_mut().connected(id, connection.clone(), pushes);
     let pusher = spawn_local(push(connection.clone(), waiting));
@@ -197,7 +202,8 @@ async fn serve(node: Rc<RefCell<Node>>, quorum: Quorum, connection: Connection, 
         match (kind, connection.peer().role) {
             (channel_kind::META, _) => {
                 let node = node.clone();
-                let limits = ServeLimits { requests_max: REQUESTS_MAX, ..ServeLimits::default() };
+                let gate = Some(gate.clone());
+                let limits = ServeLimits { requests_max: REQUESTS_MAX, gate, ..ServeLimits::default() };
                 let handler = move |request: MetaRequest, _payload, responder| {
                     node.borrow_mut().request(id, request, responder);
                 };

@@ -100,7 +100,7 @@ impl Rig {
     fn new() -> Rig {
         let config = CoreConfig {
             id: MetadataServerId(1),
-            cluster: "test".to_owned(),
+            cluster: ClusterId(*b"testtesttesttest"),
             voters: BTreeMap::new(),
             pool_size: 2,
             down_out_ms: 30_000,

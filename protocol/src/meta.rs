@@ -416,7 +416,7 @@ pub struct NewNode {
     pub gid: u32,
     /// Device number.
     pub rdev: u32,
-    /// Target of a symbolic link.
+    /// Target of a symbolic link, or the first contents of a file, which must fit into its znode.
     #[serde(with = "bytes_form")]
     pub target: Vec<u8>,
 }

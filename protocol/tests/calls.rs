@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{Cluster, DEADLINE, Log, Pair, connect, run};
 use protocol::identity::Role;
-use protocol::transport::rpc::{CALLS_MAX, RpcClient, RpcError, ServeLimits, serve_rpc};
+use protocol::transport::rpc::{CALLS_MAX, Gate, RpcClient, RpcError, ServeLimits, serve_rpc};
 use protocol::transport::{Connection, Expect, Lost, TransportConfig, TransportError};
 use tokio::task::spawn_local;
 
@@ -25,13 +25,17 @@ fn serve_echo(connection: Connection, limits: ServeLimits) {
     spawn_local(async move {
         while let Ok((kind, channel)) = connection.accept_channel().await {
             assert_eq!(kind, CALLS);
-            spawn_local(serve_rpc(channel, limits, |_peer, request: String, payload: Bytes| async move {
-                match request.as_str() {
-                    "sleep" => std::future::pending().await,
-                    "large" => (request, Bytes::from(vec![7; 1 << 20])),
-                    _ => (request, payload),
-                }
-            }));
+            spawn_local(serve_rpc(
+                channel,
+                limits.clone(),
+                |_peer, request: String, payload: Bytes| async move {
+                    match request.as_str() {
+                        "sleep" => std::future::pending().await,
+                        "large" => (request, Bytes::from(vec![7; 1 << 20])),
+                        _ => (request, payload),
+                    }
+                },
+            ));
         }
     });
 }
@@ -57,6 +61,41 @@ fn calls_are_answered_with_small_and_large_payloads_in_both_directions() {
         let too_large = client.call(&String::new(), Bytes::from(vec![0; 8 << 20])).await;
         assert!(matches!(too_large, Err(RpcError::Unsendable(_))));
         assert_eq!(client.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_gate_bounds_the_requests_of_all_channels_together() {
+    run(async {
+        let pair = Cluster::new(1).pair(TransportConfig::default()).await;
+        let (running, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let limits = ServeLimits { gate: Some(Gate::new(3)), ..ServeLimits::default() };
+        let (server, now, peak) = (pair.at_server.clone(), running.clone(), most.clone());
+        spawn_local(async move {
+            while let Ok((_, channel)) = server.accept_channel().await {
+                let (now, peak) = (now.clone(), peak.clone());
+                spawn_local(serve_rpc(channel, limits.clone(), move |_peer, request: String, payload| {
+                    let (now, peak) = (now.clone(), peak.clone());
+                    async move {
+                        now.set(now.get() + 1);
+                        peak.set(now.get().max(peak.get()));
+                        tokio::task::yield_now().await;
+                        now.set(now.get() - 1);
+                        (request, payload)
+                    }
+                }));
+            }
+        });
+        let clients = [(); 4].map(|()| EchoClient::new(&pair.at_client, CALLS));
+        let mut calls = tokio::task::JoinSet::new();
+        for number in 0..200 {
+            let client = clients[number % clients.len()].clone();
+            calls.spawn_local(async move { client.call(&number.to_string(), Bytes::new()).await.unwrap() });
+        }
+        while let Some(answered) = calls.join_next().await {
+            answered.unwrap();
+        }
+        assert_eq!((running.get(), most.get()), (0, 3));
     });
 }
 

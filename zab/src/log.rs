@@ -169,6 +169,17 @@ impl Log {
     }
 
     fn upper_bound(&self, zxid: Zxid) -> usize {
+        // Counters of one epoch are dense, so most positions are where their distance from the end says.
+        if let Some(last) = self.slots.back().map(|slot| slot.entry.zxid)
+            && last.epoch == zxid.epoch
+        {
+            let back = usize::try_from(last.counter.saturating_sub(zxid.counter)).unwrap_or(usize::MAX);
+            let index = self.slots.len().checked_sub(back);
+            let is_there = |index: &usize| *index > 0 && self.slots[index - 1].entry.zxid <= zxid;
+            if let Some(index) = index.filter(is_there) {
+                return index;
+            }
+        }
         self.slots.partition_point(|slot| slot.entry.zxid <= zxid)
     }
 

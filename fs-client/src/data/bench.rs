@@ -299,7 +299,7 @@ async fn finish_one(running: &mut JoinSet<Result<(), DataFailure>>) -> Result<()
 }
 
 /// The latency that this share of a sorted list does not exceed, in microseconds; 0 of an empty list.
-fn quantile(sorted: &[Duration], share: f64) -> u64 {
+pub(crate) fn quantile(sorted: &[Duration], share: f64) -> u64 {
     let rank = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1));
     sorted.get(rank - 1).map_or(0, |latency| latency.as_micros() as u64)
 }

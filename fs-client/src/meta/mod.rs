@@ -19,6 +19,7 @@
 //! and the oldest unclaimed grant is forgotten (its waiter asks for its state later).
 
 pub mod backup;
+pub mod bench;
 mod connector;
 mod error;
 mod link;

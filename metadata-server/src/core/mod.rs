@@ -373,9 +373,9 @@ impl<D: Disk, T> Core<D, T> {
         Some((self.machine.freeze().0, zxid))
     }
 
-    /// What was frozen is durable and visible in `disk`.
-    pub fn checkpointed(&mut self, disk: D) {
-        self.machine.thaw(disk);
+    /// What was frozen is durable and visible in `disk`. Returns it, because freeing it takes a while.
+    pub fn checkpointed(&mut self, disk: D) -> Option<Arc<Writes>> {
+        self.machine.thaw(disk)
     }
 
     /// The state is another one from now on: a snapshot came from the leader.

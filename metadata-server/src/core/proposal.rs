@@ -29,7 +29,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
     ) -> (Zxid, Result<V, MetaError>) {
         let before = self.core.last_proposed;
         match self.core.machine.prepare(self.now.wall, decide) {
-            Ok((txn, value)) => match self.submit(&txn) {
+            Ok((txn, value)) => match self.submit(txn) {
                 Ok(zxid) => (zxid, Ok(value)),
                 Err(error) => (before, Err(error)),
             },
@@ -42,10 +42,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
         }
     }
 
-    fn submit(&mut self, txn: &Txn) -> Result<Zxid, MetaError> {
-        match self.quorum.propose(txn.encode()) {
+    fn submit(&mut self, txn: Txn) -> Result<Zxid, MetaError> {
+        let wire = txn.encode();
+        match self.quorum.propose(wire.clone()) {
             Ok(zxid) => {
-                self.core.machine.speculate(txn);
+                self.core.machine.speculate(txn, wire);
                 self.core.last_proposed = zxid;
                 Ok(zxid)
             }

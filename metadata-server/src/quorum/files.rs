@@ -66,6 +66,10 @@ impl OsDirectory {
 /// Zeros are written in pieces of this size.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
+/// Bytes of zeros after which the disk is waited for: written all at once they would delay whatever else is synced,
+/// transactions above all.
+const ZEROS_BETWEEN_SYNCS: u64 = 1 << 20;
+
 impl Directory for OsDirectory {
     fn list(&self) -> io::Result<Vec<String>> {
         let names = fs::read_dir(&self.path)?.map(|entry| entry.map(|entry| entry.file_name()));
@@ -87,6 +91,9 @@ impl Directory for OsDirectory {
             let piece = left.min(ZEROS.len() as u64);
             file.write_all(&ZEROS[..piece as usize])?;
             left -= piece;
+            if left.is_multiple_of(ZEROS_BETWEEN_SYNCS) {
+                file.sync_data()?;
+            }
         }
         Ok(Box::new(OsFile(file)))
     }

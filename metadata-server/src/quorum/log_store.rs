@@ -250,9 +250,9 @@ impl LogStore {
         self.current().generation
     }
 
-    /// Whether [`make_spare`] should be called now: once per segment, when it is half full.
+    /// Whether [`make_spare`] should be called now: once per segment, early, because the spare is written slowly.
     pub fn wants_spare(&mut self) -> bool {
-        let is_due = !self.has_wished_spare && self.offset > self.file_len / 2;
+        let is_due = !self.has_wished_spare && self.offset > self.file_len / 8;
         self.has_wished_spare |= is_due;
         is_due
     }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
-use zab::{Message, PeerId, Zxid};
+use zab::{Body, Message, PeerId, Zxid};
 
 /// Bytes that wait to be sent to one peer. Zab has at most half of it on the way to one follower.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
@@ -154,7 +154,8 @@ impl Network {
     /// Queues a message, or drops it if there is no connection in either direction.
     pub(super) fn send(&self, to: PeerId, message: &Message) {
         let encode = || -> Bytes {
-            postcard::to_stdvec(message).expect("messages are made of types that always encode").into()
+            let room = Vec::with_capacity(encoded_bytes(message));
+            postcard::to_extend(message, room).expect("messages are made of types that always encode").into()
         };
         if let Some(link) = lock(&self.inner.links).get(&to)
             && link.queue.is_connected()
@@ -456,6 +457,16 @@ async fn send_all(sender: &mut FrameSender, messages: VecDeque<Bytes>) -> Result
         sender.queue(&(), message)?;
     }
     sender.flush().await
+}
+
+/// Room for a message, encoded: at least what it takes, for those that have bytes worth mentioning.
+fn encoded_bytes(message: &Message) -> usize {
+    match &message.body {
+        Body::Entries { entries, .. } => {
+            128 + entries.iter().map(|entry| entry.bytes() as usize).sum::<usize>()
+        }
+        _ => 128,
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

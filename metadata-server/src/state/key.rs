@@ -178,6 +178,11 @@ pub fn reply(session: SessionId, sequence: u64) -> Key {
     table2(REPLY, session.0, sequence)
 }
 
+/// Whether a row with this key is put once at most and then deleted: a reply's sequence number never comes again.
+pub fn is_written_once(key: &[u8]) -> bool {
+    key.len() == 17 && key[0] == REPLY
+}
+
 /// Key of a lock table: kind byte, then inode or name.
 pub fn lock(resource: &LockResource) -> Key {
     let mut key = vec![LOCK];

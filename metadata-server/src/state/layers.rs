@@ -9,9 +9,14 @@
 //!
 //! Invariants: nothing below `speculative` holds anything uncommitted; a checkpoint holds exactly the
 //! transactions up to the progress record inside it; a role change drops `speculative` and nothing else.
+//!
+//! Rows of the disk layer that were read lately stay in a [`RowCache`], absent ones too.
 
-use super::key::Key;
+use super::key::{Key, is_written_once};
+use super::row_cache::RowCache;
+use super::rows::Rows;
 use bytes::Bytes;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::ops::Bound;
@@ -58,11 +63,13 @@ pub trait View {
 /// All layers of one server.
 pub struct Layers<D> {
     disk: D,
-    frozen: Option<Arc<Writes>>,
-    committed: Writes,
+    /// What `disk` says; nothing that `committed` or `frozen` say anything about.
+    cache: RefCell<RowCache>,
+    frozen: Option<Rows<Option<Bytes>>>,
+    committed: Rows<Option<Bytes>>,
     committed_bytes: usize,
     /// Each with the revision that wrote it last.
-    speculative: BTreeMap<Key, (u64, Option<Bytes>)>,
+    speculative: Rows<(u64, Option<Bytes>)>,
 }
 
 impl<D: Disk> Layers<D> {
@@ -70,10 +77,11 @@ impl<D: Disk> Layers<D> {
     pub fn new(disk: D) -> Self {
         Self {
             disk,
+            cache: RefCell::default(),
             frozen: None,
-            committed: Writes::new(),
+            committed: Rows::default(),
             committed_bytes: 0,
-            speculative: BTreeMap::new(),
+            speculative: Rows::default(),
         }
     }
 
@@ -87,17 +95,34 @@ impl<D: Disk> Layers<D> {
     /// Moves a transaction's changes to the committed layer.
     pub fn commit(&mut self, revision: u64, writes: Writes) {
         for (key, value) in writes {
-            if self.speculative.get(&key).is_some_and(|(by, _)| *by == revision) {
-                self.speculative.remove(&key);
-            }
-            self.committed_bytes += key.len() + value.as_ref().map_or(0, Bytes::len) + 64;
-            self.committed.insert(key, value);
+            self.speculative.remove_if(&key, |(by, _)| *by == revision);
+            self.cache.get_mut().forget(&key);
+            self.commit_row(key, value);
+        }
+    }
+
+    fn commit_row(&mut self, key: Key, value: Option<Bytes>) {
+        // A reply that comes and goes within this layer leaves no trace: nothing below can have it, so nothing has to
+        // be hidden.
+        let once = is_written_once(&key);
+        if once
+            && value.is_none()
+            && let Some(reply) = self.committed.remove_if(&key, Option::is_some)
+        {
+            self.committed_bytes -= row_bytes(key.len(), reply.as_ref());
+            return;
+        }
+        let key_bytes = key.len();
+        self.committed_bytes += row_bytes(key_bytes, value.as_ref());
+        if let Some(before) = self.committed.insert(key, value) {
+            debug_assert!(!once, "a reply is put once and deleted once");
+            self.committed_bytes -= row_bytes(key_bytes, before.as_ref());
         }
     }
 
     /// Forgets everything that was proposed and not committed.
     pub fn drop_speculative(&mut self) {
-        self.speculative.clear();
+        self.speculative = Rows::default();
     }
 
     /// Whether any uncommitted change stands on `key`.
@@ -120,18 +145,20 @@ impl<D: Disk> Layers<D> {
         assert!(self.frozen.is_none(), "one checkpoint at a time");
         let mut frozen = std::mem::take(&mut self.committed);
         if mutant!("checkpoint-holds-speculation") {
-            frozen.extend(self.speculative.iter().map(|(key, (_, value))| (key.clone(), value.clone())));
+            for (key, (_, value)) in self.speculative.share().iter() {
+                frozen.insert(key.clone(), value.clone());
+            }
         }
-        let frozen = Arc::new(frozen);
         self.committed_bytes = 0;
-        self.frozen = Some(frozen.clone());
-        frozen
+        let shared = frozen.share();
+        self.frozen = Some(frozen);
+        shared
     }
 
-    /// Ends a checkpoint: `disk` holds what was frozen.
-    pub fn thaw(&mut self, disk: D) {
+    /// Ends a checkpoint: `disk` holds what was frozen. Returns that, because freeing it takes a while.
+    pub fn thaw(&mut self, disk: D) -> Option<Arc<Writes>> {
         self.disk = disk;
-        self.frozen = None;
+        self.frozen.take().map(Rows::into_shared)
     }
 
     /// What is committed.
@@ -183,11 +210,11 @@ impl<D: Disk> Layers<D> {
         let range = (Bound::Included(from), Bound::Excluded(to));
         let mut layers: Vec<Peekable<LayerRows<'_>>> = Vec::with_capacity(3);
         if with_speculative {
-            let rows = self.speculative.range::<[u8], _>(range).map(|(key, (_, value))| (key, value));
+            let rows = self.speculative.range(range).map(|(key, (_, value))| (key, value));
             layers.push((Box::new(rows) as LayerRows<'_>).peekable());
         }
-        for layer in [Some(&self.committed), self.frozen.as_deref()].into_iter().flatten() {
-            layers.push((Box::new(layer.range::<[u8], _>(range)) as LayerRows<'_>).peekable());
+        for layer in [Some(&self.committed), self.frozen.as_ref()].into_iter().flatten() {
+            layers.push((Box::new(layer.range(range)) as LayerRows<'_>).peekable());
         }
         Overlay { layers }
     }
@@ -199,8 +226,18 @@ impl<D: Disk> Layers<D> {
         if let Some(value) = self.frozen.as_ref().and_then(|f| f.get(key)) {
             return Ok(value.clone());
         }
-        self.disk.get(key)
+        if let Some(known) = self.cache.borrow().get(key) {
+            return Ok(known.clone());
+        }
+        let value = self.disk.get(key)?;
+        self.cache.borrow_mut().note(key, value.clone());
+        Ok(value)
     }
+}
+
+/// What a row is reckoned to take.
+pub(super) fn row_bytes(key_bytes: usize, value: Option<&Bytes>) -> usize {
+    key_bytes + value.map_or(0, Bytes::len) + 64
 }
 
 type LayerRows<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Option<Bytes>)> + 'a>;
@@ -362,6 +399,34 @@ mod tests {
         layers.commit(1, writes(1, Some(7)));
         assert_eq!(layers.proposed().get(&[1]).expect("reads").expect("there")[0], 8);
         assert_eq!(layers.committed().get(&[1]).expect("reads").expect("there")[0], 7);
+    }
+
+    #[test]
+    fn a_reply_that_comes_and_goes_leaves_no_trace_but_hides_one_below() {
+        let reply = |sequence| super::super::key::reply(protocol::SessionId(1), sequence);
+        let put = |sequence| Writes::from([(reply(sequence), Some(Bytes::from_static(b"done")))]);
+        let delete = |sequence| Writes::from([(reply(sequence), None)]);
+        let mut layers = Layers::new(BTreeMap::<Key, Bytes>::new());
+        layers.commit(1, put(1));
+        layers.commit(2, put(2));
+        layers.commit(3, delete(1));
+        assert_eq!(layers.freeze().keys().collect::<Vec<_>>(), [&reply(2)]);
+        layers.commit(4, delete(2));
+        assert!(layers.committed().get(&reply(2)).expect("reads").is_none(), "the frozen one is hidden");
+        assert_eq!(layers.committed_bytes(), row_bytes(reply(2).len(), None));
+    }
+
+    #[test]
+    fn what_was_read_from_the_disk_does_not_outlive_a_change() {
+        let disk = BTreeMap::from([(vec![1], Bytes::from_static(b"old"))]);
+        let mut layers = Layers::new(disk.clone());
+        assert_eq!(layers.committed().get(&[1]).expect("reads").expect("there"), "old");
+        assert!(layers.committed().get(&[2]).expect("reads").is_none());
+        layers.commit(1, Writes::from([(vec![1], None), (vec![2], Some(Bytes::from_static(b"new")))]));
+        layers.freeze();
+        layers.thaw(BTreeMap::from([(vec![2], Bytes::from_static(b"new"))]));
+        assert!(layers.committed().get(&[1]).expect("reads").is_none());
+        assert_eq!(layers.committed().get(&[2]).expect("reads").expect("there"), "new");
     }
 
     proptest! {

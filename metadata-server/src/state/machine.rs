@@ -6,11 +6,12 @@ use super::open::OpenTable;
 use super::prep::{Prep, PrepError, load};
 use super::record::{Counters, FORMAT_VERSION, Progress, encode};
 use super::txn::Txn;
+use bytes::Bytes;
 use protocol::map::{ClusterMap, DataServerInfo, MapDelta, PgConfig, Pool};
 use protocol::meta::Push;
 use protocol::{DataServerId, MapEpoch, PgId, PoolId, SessionId, Timestamp};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use zab::mutant;
 
@@ -21,6 +22,9 @@ pub struct Machine<D> {
     progress: Progress,
     /// Revision and time of the newest proposal, or of the committed state if there is none.
     proposed: (u64, Timestamp),
+    /// Proposals under way, oldest first, with their wire form: what comes back from the log need not be decoded.
+    /// Bounded as what the quorum has in flight is.
+    under_way: VecDeque<(Bytes, Txn)>,
     map: ClusterMap,
     /// Leader memory; empty elsewhere.
     pub open: OpenTable,
@@ -77,7 +81,8 @@ impl<D: Disk> Machine<D> {
         let progress: Progress = load(&state, &key::system("progress"))?.unwrap_or_default();
         let map = load_map(&state)?;
         let proposed = (progress.revision, progress.time);
-        Ok(Self { layers, progress, proposed, map, open: OpenTable::default() })
+        let under_way = VecDeque::new();
+        Ok(Self { layers, progress, proposed, under_way, map, open: OpenTable::default() })
     }
 
     /// Position and digest of the committed state.
@@ -145,15 +150,17 @@ impl<D: Disk> Machine<D> {
         }
     }
 
-    /// The transaction was proposed: later ones build on it.
-    pub fn speculate(&mut self, txn: &Txn) {
+    /// The transaction was proposed as `wire`: later ones build on it.
+    pub fn speculate(&mut self, txn: Txn, wire: Bytes) {
         self.layers.speculate(txn.revision, &txn.writes);
         self.proposed = (txn.revision, txn.time);
+        self.under_way.push_back((wire, txn));
     }
 
     /// The role ended: proposals that did not commit so far are no longer ours.
     pub fn drop_proposals(&mut self) {
         self.layers.drop_speculative();
+        self.under_way.clear();
         self.proposed = (self.progress.revision, self.progress.time);
         self.open = OpenTable::default();
     }
@@ -165,7 +172,7 @@ impl<D: Disk> Machine<D> {
             self.progress = Progress { zab_epoch: zxid.epoch, counter: zxid.counter, ..self.progress };
             return Ok(Applied::default());
         }
-        let txn = Txn::decode(bytes).map_err(|_| ApplyError::Undecodable(zxid))?;
+        let txn = self.decode(bytes).map_err(|_| ApplyError::Undecodable(zxid))?;
         let expected = self.progress.revision + 1;
         if txn.revision != expected {
             return Err(ApplyError::Gap { zxid, found: txn.revision, expected });
@@ -188,6 +195,17 @@ impl<D: Disk> Machine<D> {
         Ok(Applied { pushes: txn.pushes, ..applied })
     }
 
+    /// The transaction with this wire form: if it is the very bytes that were proposed here, the one at hand.
+    fn decode(&mut self, bytes: &[u8]) -> Result<Txn, postcard::Error> {
+        match self.under_way.pop_front() {
+            Some((wire, txn)) if std::ptr::eq::<[u8]>(&*wire, bytes) => Ok(txn),
+            _ => {
+                self.under_way.clear();
+                Txn::decode(bytes)
+            }
+        }
+    }
+
     /// Starts a checkpoint: what to write, ending exactly at the current progress.
     pub fn freeze(&mut self) -> (Arc<Writes>, Progress) {
         let record = Writes::from([(key::system("progress"), Some(encode(&self.progress)))]);
@@ -204,9 +222,9 @@ impl<D: Disk> Machine<D> {
         self.layers.is_freezing()
     }
 
-    /// Ends a checkpoint.
-    pub fn thaw(&mut self, disk: D) {
-        self.layers.thaw(disk);
+    /// Ends a checkpoint. Returns what was frozen, because freeing it takes a while.
+    pub fn thaw(&mut self, disk: D) -> Option<Arc<Writes>> {
+        self.layers.thaw(disk)
     }
 
     fn consequences(&self, txn: &Txn) -> Result<Applied, postcard::Error> {
@@ -235,7 +253,7 @@ fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
     }
 }
 
-fn decode<T: DeserializeOwned>(value: Option<&bytes::Bytes>) -> Result<Option<T>, postcard::Error> {
+fn decode<T: DeserializeOwned>(value: Option<&Bytes>) -> Result<Option<T>, postcard::Error> {
     value.map(|bytes| postcard::from_bytes(bytes)).transpose()
 }
 
@@ -283,7 +301,7 @@ fn map_change(
     map: &ClusterMap,
     delta: &mut MapDelta,
     key: &Key,
-    value: Option<&bytes::Bytes>,
+    value: Option<&Bytes>,
 ) -> Result<(), postcard::Error> {
     if key[0] == key::PG {
         if let (Some(id), Some(config)) = (key::number_at(key, 1), decode::<PgConfig>(value)?) {

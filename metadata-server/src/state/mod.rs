@@ -15,4 +15,6 @@ pub mod planner;
 pub mod prep;
 pub mod read;
 pub mod record;
+mod row_cache;
+mod rows;
 pub mod txn;

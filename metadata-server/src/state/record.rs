@@ -176,9 +176,15 @@ pub struct Progress {
     pub digest: u64,
 }
 
+/// Most values fit into this many bytes, so that one allocation of the right size does.
+const USUAL_BYTES: usize = 1024;
+
 /// Encodes a value.
 pub fn encode<T: Serialize>(value: &T) -> bytes::Bytes {
-    postcard::to_stdvec(value).expect("encoding into memory does not fail").into()
+    match postcard::to_slice(value, &mut [0; USUAL_BYTES]) {
+        Ok(encoded) => bytes::Bytes::copy_from_slice(encoded),
+        Err(_) => postcard::to_stdvec(value).expect("encoding into memory does not fail").into(),
+    }
 }
 
 #[cfg(test)]

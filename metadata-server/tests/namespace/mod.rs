@@ -1,5 +1,6 @@
 //! What the tests of the namespace share.
 
+mod contents;
 pub(crate) mod driver;
 mod exactly_once;
 mod hostile;

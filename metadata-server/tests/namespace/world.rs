@@ -114,8 +114,9 @@ impl World {
         let (txn, ()) =
             world.leader.machine.prepare(world.clock, |prep| prep.bootstrap(3)).expect("an empty state");
         world.model = Model::new(txn.time);
-        world.leader.machine.speculate(&txn);
-        world.submit(txn.encode(), None);
+        let wire = txn.encode();
+        world.leader.machine.speculate(txn, wire.clone());
+        world.submit(wire, None);
         world.settle();
         world
     }
@@ -137,15 +138,16 @@ impl World {
         let result = match self.leader.machine.prepare(self.clock, decide) {
             Ok((txn, value)) => {
                 (with.time, with.revision) = (txn.time, txn.revision);
-                self.leader.machine.speculate(&txn);
-                Ok((txn, value))
+                let wire = txn.encode();
+                self.leader.machine.speculate(txn, wire.clone());
+                Ok((wire, value))
             }
             Err((PrepError::Refused(error), _)) => Err(error),
             Err((PrepError::Store(error), _)) => panic!("memory does not read: {error}"),
         };
         let expected = follow(&mut self.model, &with);
-        let result = result.map(|(txn, value)| {
-            self.submit(txn.encode(), request);
+        let result = result.map(|(wire, value)| {
+            self.submit(wire, request);
             value
         });
         (result, expected)

@@ -679,6 +679,7 @@ impl World {
             size: self.meta.size,
             min_size: self.meta.min_size,
             chunk_size: CHUNK,
+            ..GroupView::default()
         };
         let incarnation = self.nodes[&server].incarnation;
         let delay = self.rng.latency();

@@ -261,7 +261,7 @@ impl Prep<'_> {
         self.load(&key::map_pool(inode.pool))
     }
 
-    fn inline_limit(&self, inode: &Inode) -> Result<u32> {
+    pub(super) fn inline_limit(&self, inode: &Inode) -> Result<u32> {
         Ok(self.pool(inode)?.map_or(INLINE_LIMIT_DEFAULT, |p| p.inline_limit))
     }
 }

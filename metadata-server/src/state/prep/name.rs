@@ -240,12 +240,7 @@ impl Prep<'_> {
     }
 
     fn new_inode(&mut self, directory: &Inode, node: &NewNode) -> Result<Inode> {
-        if node.target.len() > SYMLINK_MAX {
-            return Err(Errno::ENAMETOOLONG.into());
-        }
-        if node.target.is_empty() == (node.kind == FileKind::Symlink) {
-            return Err(Errno::EINVAL.into());
-        }
+        check_target(node)?;
         let is_device = matches!(node.kind, FileKind::CharDevice | FileKind::BlockDevice);
         let mut counters = self.counters()?;
         let number = InodeId(counters.next_inode);
@@ -260,7 +255,7 @@ impl Prep<'_> {
                 mode |= libc::S_ISGID;
             }
         }
-        if node.kind == FileKind::Symlink {
+        if !node.target.is_empty() {
             self.draft.put(key::inline(number), node.target.clone().into());
         }
         let attr = Attr {
@@ -281,6 +276,12 @@ impl Prep<'_> {
         let mut inode = self.inode_record(attr, directory.attr.inode);
         if matches!(node.kind, FileKind::File | FileKind::Directory) {
             inode.pool = directory.pool;
+        }
+        if node.kind == FileKind::File {
+            if attr.size > u64::from(self.inline_limit(&inode)?) {
+                return Err(Errno::EFBIG.into());
+            }
+            inode.set_allocated(attr.size);
         }
         self.count_in_pool(&inode, true)?;
         Ok(inode)
@@ -442,6 +443,17 @@ impl Prep<'_> {
         counters.inodes = counters.inodes.saturating_sub(1);
         self.put_counters(&counters);
         Ok(())
+    }
+}
+
+/// A symbolic link points somewhere; a file may begin with contents; nothing else has either.
+fn check_target(node: &NewNode) -> Result<()> {
+    match node.kind {
+        FileKind::Symlink if node.target.is_empty() => Err(Errno::EINVAL.into()),
+        FileKind::Symlink if node.target.len() > SYMLINK_MAX => Err(Errno::ENAMETOOLONG.into()),
+        FileKind::Symlink | FileKind::File => Ok(()),
+        _ if node.target.is_empty() => Ok(()),
+        _ => Err(Errno::EINVAL.into()),
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::lane::{AbortOnDrop, Lanes};
+use super::lane::{AbortOnDrop, Held, Lanes};
 use super::{CALLS_MAX, QUEUED_BYTES_MAX, SMALL_FRAME_BYTES_MAX};
 use crate::frame::{Frame, FrameError, decode_header};
 use crate::transport::{Channel, Connection, FrameReceiver, Lost, TransportError};
@@ -115,10 +115,10 @@ impl Shared {
         payload: Bytes,
     ) -> Result<oneshot::Receiver<Frame>, RpcError> {
         let permit = acquire(&self.calls, 1).await.ok_or_else(|| self.disconnected())?;
-        let mut held = Vec::new();
+        let mut held: Held = [None, None];
         if payload.len() > SMALL_FRAME_BYTES_MAX {
             let kib = (payload.len() >> 10).min(QUEUED_BYTES_MAX >> 10) as u32;
-            held.push(acquire(&self.queued_kib, kib).await.ok_or_else(|| self.disconnected())?);
+            held[1] = Some(acquire(&self.queued_kib, kib).await.ok_or_else(|| self.disconnected())?);
         }
         let (reply, receiver) = oneshot::channel();
         let mut pending = self.lock();

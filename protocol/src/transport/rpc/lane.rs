@@ -11,6 +11,9 @@ use super::SMALL_FRAME_BYTES_MAX;
 use crate::frame::{FrameBuffer, FrameError};
 use crate::transport::{FrameSender, TransportError};
 
+/// What is occupied until a frame is written: a place among the requests, and room for a large payload.
+pub(super) type Held = [Option<OwnedSemaphorePermit>; 2];
+
 /// The sending halves of a channel: small frames on one stream, large ones on the other.
 pub(super) struct Lanes {
     small: Arc<Lane>,
@@ -28,7 +31,7 @@ impl Lanes {
         id: u64,
         body: &B,
         payload: Bytes,
-        held: Vec<OwnedSemaphorePermit>,
+        held: Held,
     ) -> Result<(), FrameError> {
         let lane = if payload.len() > SMALL_FRAME_BYTES_MAX { &self.bulk } else { &self.small };
         lane.push(&(id, body), payload, held)
@@ -64,19 +67,14 @@ struct Queue {
 }
 
 impl Lane {
-    fn push(
-        &self,
-        header: &impl Serialize,
-        payload: Bytes,
-        mut held: Vec<OwnedSemaphorePermit>,
-    ) -> Result<(), FrameError> {
+    fn push(&self, header: &impl Serialize, payload: Bytes, held: Held) -> Result<(), FrameError> {
         let mut queue = self.queue.lock().expect("nothing panics while the lock is held");
         if queue.closed {
             return Ok(());
         }
         let was_empty = queue.frames.is_empty();
         queue.frames.push(header, payload)?;
-        queue.held.append(&mut held);
+        queue.held.extend(held.into_iter().flatten());
         drop(queue);
         if was_empty {
             self.filled.notify_one();

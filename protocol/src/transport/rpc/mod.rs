@@ -5,14 +5,15 @@
 //! second, in either direction, so that a stat never waits behind a megabyte of data.
 //!
 //! Bounds: a client has at most [`CALLS_MAX`] calls in flight and [`QUEUED_BYTES_MAX`] bytes of large requests waiting;
-//! a server serves at most [`ServeLimits`] per channel and stops reading beyond. In each case the next one waits.
+//! a server serves at most [`ServeLimits`] per channel, and as many as a [`Gate`] lets through of several channels
+//! together, and stops reading beyond. In each case the next one waits.
 
 mod client;
 mod lane;
 mod server;
 
 pub use client::{RpcClient, RpcError};
-pub use server::{Responder, ServeLimits, serve_calls, serve_rpc};
+pub use server::{Gate, Responder, ServeLimits, serve_calls, serve_rpc};
 
 /// Frames up to this size use the stream for small ones.
 pub const SMALL_FRAME_BYTES_MAX: usize = 64 << 10;

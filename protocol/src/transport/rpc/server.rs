@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -10,22 +11,36 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_local;
 
-use super::lane::{AbortOnDrop, Lanes};
+use super::lane::{AbortOnDrop, Held, Lanes};
 use crate::identity::PeerIdentity;
 use crate::transport::{Channel, Connection, FrameReceiver, TransportError};
 
 /// What one channel may occupy at once. Beyond it no more requests are read, and the peer's next ones wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ServeLimits {
     /// Requests in service, from being read until their reply is written; at least 8.
     pub requests_max: usize,
     /// Payload bytes of large requests in service; at least the largest frame.
     pub payload_bytes_max: usize,
+    /// Shared with other channels, if several must not have more than so many requests in service together.
+    pub gate: Option<Gate>,
+}
+
+/// Bounds the requests that several channels have in service together, from being handed to their handlers until they
+/// are answered. Channels that wait take turns, one request each.
+#[derive(Clone, Debug)]
+pub struct Gate(Arc<Semaphore>);
+
+impl Gate {
+    /// Lets `requests_max` through at once.
+    pub fn new(requests_max: usize) -> Gate {
+        Gate(Arc::new(Semaphore::new(requests_max)))
+    }
 }
 
 impl Default for ServeLimits {
     fn default() -> Self {
-        ServeLimits { requests_max: 4096, payload_bytes_max: 64 << 20 }
+        ServeLimits { requests_max: 4096, payload_bytes_max: 64 << 20, gate: None }
     }
 }
 
@@ -90,6 +105,7 @@ where
         requests: Arc::new(Semaphore::new(limits.requests_max.max(REQUESTS_MIN))),
         payload_kib: Arc::new(Semaphore::new((limits.payload_bytes_max >> 10).max(PAYLOAD_KIB_MIN))),
         payload_kib_max: (limits.payload_bytes_max >> 10).max(PAYLOAD_KIB_MIN),
+        gate: limits.gate,
     });
     let [small_writer, bulk_writer] = server.replies.0.writers(sender, bulk_sender);
     let mut small_writer = tokio::spawn(small_writer);
@@ -114,13 +130,16 @@ pub struct Responder<Resp> {
     id: u64,
     lanes: Rc<Lanes>,
     connection: Connection,
-    held: Vec<OwnedSemaphorePermit>,
+    held: Held,
+    /// Not held until the answer is written: who does not read its answers must not keep others out.
+    passed: Option<OwnedSemaphorePermit>,
     response: PhantomData<fn(Resp)>,
 }
 
 impl<Resp: Serialize> Responder<Resp> {
     /// Queues the answer. It goes nowhere if the channel has ended.
     pub fn send(self, response: &Resp, payload: Bytes) {
+        drop(self.passed);
         if let Err(error) = self.lanes.push(self.id, response, payload, self.held) {
             self.connection.close_malformed(&format!("a reply to it cannot be sent: {error}"));
         }
@@ -129,6 +148,10 @@ impl<Resp: Serialize> Responder<Resp> {
 
 /// Each of the two readers holds one while it waits for a request.
 const REQUESTS_MIN: usize = 8;
+
+/// How long one channel's requests may be handled while others wait: a handler that has to read from a disk may take
+/// a hundred times as long as usual.
+const TURN: Duration = Duration::from_millis(1);
 
 /// The largest frame must fit.
 const PAYLOAD_KIB_MIN: usize = crate::frame::FRAME_BYTES_MAX >> 10;
@@ -140,6 +163,7 @@ struct Server<H> {
     requests: Arc<Semaphore>,
     payload_kib: Arc<Semaphore>,
     payload_kib_max: usize,
+    gate: Option<Gate>,
 }
 
 /// Handlers outlive the channel; their replies then go nowhere instead of piling up.
@@ -158,23 +182,33 @@ impl<H> Server<H> {
         Resp: Serialize + 'static,
         H: Fn(Req, Bytes, Responder<Resp>) + 'static,
     {
+        let mut turn = Instant::now();
         loop {
-            let mut held = vec![take(&self.requests, 1).await];
+            let mut held: Held = [Some(take(&self.requests, 1).await), None];
             let Some(((id, request), payload)) = receiver.recv::<(u64, Req)>().await? else {
                 return Ok(());
             };
             if payload.len() > super::SMALL_FRAME_BYTES_MAX {
                 let kib = (payload.len() >> 10).min(self.payload_kib_max) as u32;
-                held.push(take(&self.payload_kib, kib).await);
+                held[1] = Some(take(&self.payload_kib, kib).await);
             }
+            let passed = match &self.gate {
+                Some(gate) => Some(take(&gate.0, 1).await),
+                None => None,
+            };
             let (lanes, connection) = (self.replies.0.clone(), self.connection.clone());
             (self.handler)(
                 request,
                 payload,
-                Responder { id, lanes, connection, held, response: PhantomData },
+                Responder { id, lanes, connection, held, passed, response: PhantomData },
             );
             // A handler takes its time here; everybody else on this thread has to have a turn as well.
-            tokio::task::consume_budget().await;
+            if turn.elapsed() < TURN {
+                tokio::task::consume_budget().await;
+            } else {
+                tokio::task::yield_now().await;
+                turn = Instant::now();
+            }
         }
     }
 }
