@@ -35,7 +35,7 @@ const STRAW2_WEIGHT_MAX: u32 = 0x7fff_ffff;
 
 /// Draws per copy before CRUSH gives up. The profile's 50 leave one group in six without a third copy when the third
 /// of three hosts is a fifteenth as large as the others.
-const CHOOSE_TRIES: u32 = 200;
+const CHOOSE_TRIES: u32 = 400;
 
 /// Rules of [`flat_map`]: 0 and 1 for all devices, 2 and 3 for those of the first class, and so on.
 pub fn flat_rule(class: Option<usize>, hosts: bool) -> u32 {

@@ -88,8 +88,11 @@ fn mutations_reach_beyond_the_first_check() {
             assert!((target.decode)(seed), "{} refuses its own {}", target.name, hex(seed));
         }
         let rounds = (1000 / target.cost).max(40);
-        let decoded = (0..rounds).filter(|_| (target.decode)(&mutator.next(&target.seeds))).count() as u64;
+        let mut is_decoded = || (target.decode)(&mutator.next(&target.seeds));
+        let decoded = (0..rounds).filter(|_| is_decoded()).count() as u64;
         assert!(decoded < rounds, "{} refuses nothing", target.name);
-        assert!(decoded > 0 || target.is_checksummed, "{}: no mutation decodes", target.name);
+        // Few mutations of a long text leave it valid.
+        let any = decoded > 0 || target.is_checksummed || (0..50 * rounds).any(|_| is_decoded());
+        assert!(any, "{}: no mutation decodes", target.name);
     }
 }

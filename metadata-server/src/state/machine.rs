@@ -68,7 +68,7 @@ pub enum ApplyError {
 }
 
 impl<D: Disk> Machine<D> {
-    /// The state that `disk` holds. Refuses a format newer than this version's.
+    /// The state that `disk` holds. Refuses any format but this version's: no release wrote an older one.
     pub fn open(disk: D) -> Result<Self, StoreError> {
         let layers = Layers::new(disk);
         let state = layers.committed();
@@ -76,6 +76,12 @@ impl<D: Disk> Machine<D> {
         if format > FORMAT_VERSION {
             return Err(StoreError(format!(
                 "it has format {format} and this version reads formats up to {FORMAT_VERSION}: install a newer zabfs"
+            )));
+        }
+        if format < FORMAT_VERSION {
+            return Err(StoreError(format!(
+                "it has format {format}, which only versions before the first release wrote and this one does not read: \
+                 copy the files with the version that wrote it into a new cluster"
             )));
         }
         let progress: Progress = load(&state, &key::system("progress"))?.unwrap_or_default();

@@ -181,4 +181,7 @@ fn a_newer_record_log_and_state_are_refused_with_a_sentence() {
     let state = BTreeMap::from([(key::system("format_version"), newer)]);
     let said = Machine::open(state).err().expect("it is refused").to_string();
     assert!(said.contains("format") && said.contains("install a newer zabfs"), "{said}");
+    let state = BTreeMap::from([(key::system("format_version"), encode(&1_u32))]);
+    let said = Machine::open(state).err().expect("it is refused").to_string();
+    assert!(said.contains("format 1") && said.contains("into a new cluster"), "{said}");
 }

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use zab::{Membership, PeerId, Record};
+use zab::{DataUuid, Entry, Membership, PeerId, Record, Zxid};
 
 use super::crash_disk::{CrashDisk, Dice};
 use crate::quorum::error::StorageError;
+use crate::quorum::files::Directory;
 use crate::quorum::slots::SlotFile;
 use crate::quorum::storage::{Storage, StorageOptions, state_path};
+use crate::quorum::stream::{DiskOperation, DiskStream, Group, OpenedStream};
 use crate::quorum::{LogDamaged, LogOptions};
 
 const SLOT_BYTES: usize = 2048;
@@ -130,5 +132,36 @@ fn a_directory_survives_a_crash_at_any_moment_of_its_creation() {
         let storage = open(&disk).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         assert!(identity.is_none_or(|identity| identity == storage.record().data_uuid));
         assert_eq!(storage.damage(), None, "seed {seed}");
+    }
+}
+
+fn open_stream(disk: &CrashDisk) -> OpenedStream {
+    let directory: Arc<dyn Directory> = Arc::new(disk.clone());
+    let fresh = || Record::fresh(DataUuid(1), Membership::unbound([PeerId(1)]));
+    DiskStream::open_or_create(&directory, Path::new("simulated"), &options(1), fresh)
+        .expect("the disk works")
+}
+
+/// A switch is one write of the record: until it is durable the old log counts, and is there.
+#[test]
+fn a_switch_to_another_log_survives_a_crash_at_any_moment() {
+    for seed in 0..200 {
+        let mut dice = Dice::new(seed);
+        let disk = CrashDisk::default();
+        let mut stream = open_stream(&disk).stream;
+        let mut group = Group::default();
+        let entries = vec![Entry::txn(Zxid::new(1, 1), vec![1; 10])];
+        let append = DiskOperation::Append { entries: entries.clone(), token: 1 };
+        stream.stage(append, &mut group).and_then(|()| stream.commit(&group)).expect("the disk works");
+        disk.fail_after(dice.below(20));
+        let record = Record { log_generation: 1, log_start: Zxid::new(2, 5), ..stream.record().clone() };
+        let switch = DiskOperation::SaveRecord { record: Box::new(record), token: 2 };
+        let is_done = stream.stage(switch, &mut group).is_ok();
+        let found = open_stream(&disk.crash(&mut dice));
+        assert!(found.damage.is_none(), "seed {seed}: {:?}", found.damage);
+        match found.stream.record().log_generation {
+            0 => assert!(!is_done && found.entries == entries, "seed {seed}"),
+            _ => assert!(found.entries.is_empty(), "seed {seed}"),
+        }
     }
 }
