@@ -12,9 +12,9 @@ use crate::Row;
 use crate::scene::Scene;
 
 pub(crate) const TESTS: &[Row] = &[
-    ("programs::git_keeps_a_tree_of_3000_files", (600, 300), git),
-    ("programs::tar_and_rsync_round_trips_are_exact", (500, 300), tar_and_rsync),
-    ("programs::sqlite_in_both_journal_modes", (300, 180), sqlite),
+    ("programs::git_keeps_a_tree_of_3000_files", (600, 600), git),
+    ("programs::tar_and_rsync_round_trips_are_exact", (500, 500), tar_and_rsync),
+    ("programs::sqlite_in_both_journal_modes", (300, 300), sqlite),
     ("programs::gcc_and_cargo_build_and_run", (300, 300), compilers),
     ("programs::postgres_initdb_and_pgbench", (500, 600), postgres),
     ("programs::dbench", (300, 300), dbench),
