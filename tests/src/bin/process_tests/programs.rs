@@ -31,7 +31,7 @@ fn git(scene: &Scene) -> anyhow::Result<()> {
     )?;
     let (outside, mnt) = (outside.display(), mnt.display());
     scene.bash(
-        280,
+        570,
         &format!(
             "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1
              git config --global user.name test; git config --global user.email test@example.org
@@ -63,7 +63,7 @@ fn tar_and_rsync(scene: &Scene) -> anyhow::Result<()> {
     make_tree(&outside, scene.seed(), 800, extras)?;
     let (out, m) = (outside.display(), mnt.display());
     scene.bash(
-        240,
+        470,
         &format!(
             "cd '{out}'
              find . -name 'file-2*' -type f | while read -r f; do
