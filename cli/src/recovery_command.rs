@@ -86,7 +86,7 @@ pub(crate) fn left(status: &ClusterStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::meta::{RecoveryStatus, ScrubSummary, Space};
+    use protocol::meta::{RecoveryStatus, Refusals, ScrubSummary, Space};
     use protocol::{DataServerId, MapEpoch, MetadataServerId, Revision};
 
     fn status(groups: &[(&str, u32)], recovery: Vec<RecoveryStatus>) -> ClusterStatus {
@@ -106,6 +106,7 @@ mod tests {
             recovery,
             scrub: ScrubSummary::default(),
             pools: vec![],
+            refusals: Refusals::default(),
         }
     }
 

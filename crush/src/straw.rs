@@ -18,7 +18,7 @@ pub(crate) fn straw_lengths(weights: &[u32], version: u32) -> Vec<u32> {
             left -= u32::from(version >= 1);
             continue;
         }
-        lengths[order[position]] = (straw * 65536.0) as u32;
+        lengths[order[position]] = fixed_point(straw);
         let Some(&next) = sorted.get(position + 1) else { break };
         if version == 0 && next == weight {
             continue;
@@ -34,4 +34,25 @@ pub(crate) fn straw_lengths(weights: &[u32], version: u32) -> Vec<u32> {
         last = f64::from(weight);
     }
     lengths
+}
+
+/// A length as 16.16 fixed point. One that does not fit (weights that differ by a factor of many thousands)
+/// keeps its low 32 bits, as the reference's conversion on x86-64 does: mappings depend on it.
+fn fixed_point(straw: f64) -> u32 {
+    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
+    let scaled = straw * 65536.0;
+    if scaled < BEYOND { scaled as i64 as u32 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What crushtool 16.2.15 writes into its binary map for these weights.
+    #[test]
+    fn lengths_beyond_32_bits_keep_the_low_ones() {
+        assert_eq!(straw_lengths(&[4_128_768, 13], 1), [1_817_134_316, 65_536]);
+        assert_eq!(straw_lengths(&[5_718_340, 13], 1), [1_528_866_658, 65_536]);
+        assert_eq!(fixed_point(1e15), 0);
+    }
 }

@@ -74,25 +74,36 @@ impl Lanes {
             return draw_one_by_one(exotic.hash, &self.weights, &exotic.ids, x, r);
         }
         #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") {
+        if has_avx512() {
+            #[allow(unsafe_code, reason = "the same function, compiled for processors with wider vectors")]
+            // SAFETY: the processor has the instructions, as was just checked.
+            return unsafe { self.draw_avx512(x, r) };
+        } else if std::is_x86_feature_detected!("avx2") {
             #[allow(unsafe_code, reason = "the same function, compiled for processors with wider vectors")]
             // SAFETY: the processor has the instructions, as was just checked.
             return unsafe { self.draw_avx2(x, r) };
         }
-        self.draw_portably(x, r)
+        self.draw_in_vectors_of::<{ LANES / 2 }>(x, r)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn draw_avx512(&self, x: u32, r: u32) -> usize {
+        self.draw_in_vectors_of::<LANES>(x, r)
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
     fn draw_avx2(&self, x: u32, r: u32) -> usize {
-        self.draw_portably(x, r)
+        self.draw_in_vectors_of::<{ LANES / 2 }>(x, r)
     }
 
+    /// `WIDTH` is how many hashes the processor computes with one instruction: all [`LANES`] or half of them.
     #[inline(always)]
-    fn draw_portably(&self, x: u32, r: u32) -> usize {
+    fn draw_in_vectors_of<const WIDTH: usize>(&self, x: u32, r: u32) -> usize {
         let mut best = Best { weights: &self.weights, position: 0, draw: i64::MAX, limit: i32::MAX };
         if let [chunk] = self.chunks.as_slice() {
-            let drawn = Drawn::of(chunk, x, r);
+            let drawn = Drawn::of::<WIDTH>(chunk, x, r);
             if drawn.is_lowest_alone() {
                 return drawn.first();
             }
@@ -100,7 +111,7 @@ impl Lanes {
             return best.position;
         }
         for (number, chunk) in self.chunks.iter().enumerate() {
-            best.improve(&Drawn::of(chunk, x, r), number * LANES);
+            best.improve(&Drawn::of::<WIDTH>(chunk, x, r), number * LANES);
         }
         best.position
     }
@@ -129,19 +140,26 @@ struct Drawn {
 }
 
 impl Drawn {
-    /// The compiler makes vector code of the loop; two hashes per turn keep the processor busy while each waits
-    /// for itself.
+    /// The compiler makes vector code of the loops, but only if they are written like this: vectors of half
+    /// the lanes take two hashes per turn, which keep the processor busy while each waits for itself.
     #[inline(always)]
-    fn of(chunk: &Chunk, x: u32, r: u32) -> Drawn {
-        const HALF: usize = LANES / 2;
+    fn of<const WIDTH: usize>(chunk: &Chunk, x: u32, r: u32) -> Drawn {
         let (mut keys, mut randoms) = ([0; LANES], [0; LANES]);
-        for lane in 0..HALF {
-            let other = lane + HALF;
-            let (first, second) = (hash3(x, chunk.ids[lane], r), hash3(x, chunk.ids[other], r));
-            randoms[lane] = first & 0xffff;
-            randoms[other] = second & 0xffff;
-            keys[lane] = key(first & 0xffff, chunk.scales[lane], lane);
-            keys[other] = key(second & 0xffff, chunk.scales[other], other);
+        let mut set = |lane: usize, hash: u32| {
+            randoms[lane] = hash & 0xffff;
+            keys[lane] = key(hash & 0xffff, chunk.scales[lane], lane);
+        };
+        if WIDTH == LANES {
+            for lane in 0..LANES {
+                set(lane, hash3(x, chunk.ids[lane], r));
+            }
+        } else {
+            for lane in 0..LANES / 2 {
+                let other = lane + LANES / 2;
+                let (first, second) = (hash3(x, chunk.ids[lane], r), hash3(x, chunk.ids[other], r));
+                set(lane, first);
+                set(other, second);
+            }
         }
         let lowest = keys.iter().fold(i32::MAX, |lowest, key| lowest.min(*key));
         Drawn { keys, randoms, lowest }
@@ -215,6 +233,15 @@ impl Best<'_> {
             self.limit = ((draw + 1) as f32 * LIMIT_UP).to_bits() as i32 | LANE_BITS as i32;
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn has_avx512() -> bool {
+    std::is_x86_feature_detected!("avx512f")
+        && std::is_x86_feature_detected!("avx512bw")
+        && std::is_x86_feature_detected!("avx512dq")
+        && std::is_x86_feature_detected!("avx512vl")
 }
 
 /// The lower bound of a draw, with the number of its lane in the lowest bits.
@@ -292,7 +319,13 @@ mod tests {
             let weights: Vec<u32> = items.iter().map(|(weight, _)| equal.unwrap_or(*weight)).collect();
             let lanes = Lanes::new(0, &weights, &ids);
             for r in 0..40 {
-                prop_assert_eq!(lanes.draw(x, r), draw_one_by_one(0, &weights, &ids, x, r));
+                let winner = draw_one_by_one(0, &weights, &ids, x, r);
+                prop_assert_eq!(lanes.draw(x, r), winner);
+                // Other processors than this one.
+                if lanes.exotic.is_none() {
+                    prop_assert_eq!(lanes.draw_in_vectors_of::<{ LANES / 2 }>(x, r), winner);
+                    prop_assert_eq!(lanes.draw_in_vectors_of::<LANES>(x, r), winner);
+                }
             }
         }
 

@@ -79,6 +79,15 @@ fn render_into(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
             scrub.found, scrub.repaired, scrub.undecided
         )?;
     }
+    let refused = status.refusals;
+    if refused.is_noteworthy() {
+        writeln!(
+            text,
+            "\nrefused by metadata server {} since it started (its log has the first of each peer)\n  {} connections, \
+             {} more closed for what they sent, {} requests, {} messages of metadata servers",
+            status.answered_by, refused.connections, refused.malformed, refused.requests, refused.foreign
+        )?;
+    }
     let space = status.space;
     writeln!(
         text,
@@ -167,7 +176,7 @@ pub fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::meta::{DataServerStatus, MetadataServerStatus, ScrubSummary, Space};
+    use protocol::meta::{DataServerStatus, MetadataServerStatus, Refusals, ScrubSummary, Space};
     use protocol::{DataServerId, MapEpoch, MetadataServerId, PoolId, Revision};
 
     #[test]
@@ -223,6 +232,7 @@ mod tests {
                 bytes: 12 << 20,
                 ..PoolStatus::default()
             }],
+            refusals: Refusals { connections: 12, requests: 3, stale: 7, ..Refusals::default() },
         };
         let text = render(&status);
         for part in [
@@ -237,6 +247,8 @@ mod tests {
             "scrubs found 4 wrong copies and replaced 3; 1 objects differ",
             "data server 1 copies 5 objects (20.0 MiB) of 2 groups: 5.0 MiB/s, 1 objects/s, about 1 min 5 s left",
             "512.0 MiB free of 1.0 GiB, 7 inodes",
+            "refused by metadata server 2 since it started",
+            "12 connections, 0 more closed for what they sent, 3 requests, 0 messages",
         ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }

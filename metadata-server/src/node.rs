@@ -1,13 +1,13 @@
 //! The core of one server between the quorum, the connections and the disk: moves what goes in and comes out.
 
 use crate::backup::{BackupView, Backups};
-use crate::core::{Broadcast, ClientId, Core, Now, Output, Trim, TrimFailed};
+use crate::core::{Broadcast, ClientId, Core, Now, Output, Trim, TrimFailed, refusals};
 use crate::disk_layer::{Checkpoint, DiskLayer, RowSink};
 use crate::quorum::{
     CheckpointJob, PeerStatus, Quorum, SnapshotSink, SnapshotSource, StateError, StateMachine,
 };
 use bytes::Bytes;
-use protocol::meta::{MetaRequest, MetaResponse, Push};
+use protocol::meta::{MetaRequest, MetaResponse, Push, Refusals};
 use protocol::transport::Connection;
 use protocol::transport::rpc::Responder;
 use protocol::{Revision, Timestamp};
@@ -34,6 +34,11 @@ impl Broadcast for Quorum {
 
     fn peers(&self) -> Vec<PeerStatus> {
         self.status().peers
+    }
+
+    fn refusals(&self) -> Refusals {
+        let status = self.status();
+        refusals(status.counters, status.transport)
     }
 
     fn membership(&self) -> (Membership, bool) {

@@ -10,7 +10,7 @@ use metadata_server::quorum::PeerStatus;
 use metadata_server::state::key::{self, Key};
 use metadata_server::state::layers::View;
 use protocol::identity::{ClusterId, Fingerprint, Limits, PeerIdentity, Role as Certificate};
-use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, NewNode, ReadOp, WriteOp};
+use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, NewNode, ReadOp, Refusals, WriteOp};
 use protocol::{EntryName, Errno, FileKind, InodeId, MetadataServerId, SessionId, Timestamp};
 use zab::{ChangeError, Membership, MembershipChange, ProposeError, ReadError, Role, Zxid};
 
@@ -45,6 +45,10 @@ impl Broadcast for Quorum {
 
     fn peers(&self) -> Vec<PeerStatus> {
         Vec::new()
+    }
+
+    fn refusals(&self) -> Refusals {
+        Refusals::default()
     }
 
     fn membership(&self) -> (Membership, bool) {

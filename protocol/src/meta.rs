@@ -22,7 +22,8 @@ pub use answer::ReadAnswer;
 pub use backup::BackupHead;
 pub use pool::{POOL_XATTR, PoolChange, PoolSettings, PoolStatus};
 pub use status::{
-    ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, ScrubSummary, SessionStatus,
+    ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, Refusals, ScrubSummary,
+    SessionStatus,
 };
 
 /// Default session timeout in milliseconds.

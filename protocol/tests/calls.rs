@@ -396,6 +396,7 @@ fn a_malformed_frame_costs_its_sender_the_connection_and_nobody_else() {
         assert!(why.contains("a frame header does not decode"), "{why}");
         let told = log.text();
         assert!(told.contains("Closed the connection to client-7 (client 7) at 127.0.0.1:"), "{told}");
+        assert_eq!(pair.server.stats().misbehaved, 1);
         let echo = EchoClient::new(&other_client, CALLS);
         assert_eq!(echo.call(&"x".to_owned(), Bytes::new()).await.unwrap().0, "x");
     });

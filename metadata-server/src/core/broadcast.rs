@@ -2,6 +2,8 @@
 
 use crate::quorum::PeerStatus;
 use bytes::Bytes;
+use protocol::meta::Refusals;
+use protocol::transport::EndpointStats;
 use zab::{ChangeError, Membership, MembershipChange, Peer, ProposeError, ReadError, Tick, Zxid};
 
 /// The calls into the quorum. None of them waits, and none calls back: what they cause comes through the core's
@@ -25,6 +27,9 @@ pub trait Broadcast {
     /// The other metadata servers, for people.
     fn peers(&self) -> Vec<PeerStatus>;
 
+    /// What was refused, requests of clients not counted. For people.
+    fn refusals(&self) -> Refusals;
+
     /// The newest membership that is known to be committed, and, at the leader, whether it is settled: see
     /// [`Peer::is_membership_settled`].
     fn membership(&self) -> (Membership, bool);
@@ -34,6 +39,17 @@ pub trait Broadcast {
     /// # Errors
     /// It was not proposed.
     fn change_membership(&mut self, change: &MembershipChange) -> Result<Zxid, ChangeError>;
+}
+
+/// The counters of protocol and socket as people see them.
+pub(crate) fn refusals(zab: zab::Counters, transport: EndpointStats) -> Refusals {
+    Refusals {
+        connections: transport.refused,
+        malformed: transport.misbehaved,
+        requests: 0,
+        foreign: zab.malformed + zab.foreign,
+        stale: zab.stale,
+    }
 }
 
 /// A bare peer at one moment.
@@ -61,6 +77,10 @@ impl Broadcast for AtPeer<'_> {
         let status =
             |(id, counts)| PeerStatus { id, connected: true, acknowledged: None, counts: Some(counts) };
         self.peer.followers().into_iter().map(status).collect()
+    }
+
+    fn refusals(&self) -> Refusals {
+        refusals(self.peer.counters(), EndpointStats::default())
     }
 
     fn membership(&self) -> (Membership, bool) {

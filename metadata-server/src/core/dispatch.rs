@@ -137,6 +137,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
             // Whoever asks again and again fills no log.
             let refused = asking.refused.get() + 1;
             asking.refused.set(refused);
+            self.core.refused.set(self.core.refused.get() + 1);
             if refused == 1 {
                 tracing::warn!("refused {peer} at {}: {what}; what follows is counted", asking.address);
             }

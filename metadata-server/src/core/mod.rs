@@ -53,6 +53,7 @@ mod role;
 mod session;
 mod status;
 
+pub(crate) use broadcast::refusals;
 pub use broadcast::{AtPeer, Broadcast};
 pub use purge::{Trim, TrimFailed};
 
@@ -169,6 +170,8 @@ pub struct Core<D, T> {
     /// Meaningful while leading.
     leader: LeaderMemory,
     clients: BTreeMap<ClientId, Client>,
+    /// Requests of all connections since the start that their certificates did not allow.
+    refused: Cell<u64>,
     /// Which connection speaks for a session.
     attached: BTreeMap<SessionId, ClientId>,
     /// The newest proposal of this leadership.
@@ -207,6 +210,7 @@ impl<D: Disk, T> Core<D, T> {
             role: Role::Looking,
             leader: LeaderMemory::default(),
             clients: BTreeMap::new(),
+            refused: Cell::new(0),
             attached: BTreeMap::new(),
             last_proposed: Zxid::ZERO,
             waiters: VecDeque::new(),

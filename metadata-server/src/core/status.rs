@@ -7,7 +7,8 @@ use crate::state::prep::{DEFAULT_POOL, load};
 use crate::state::record::SessionKind;
 use crate::state::{key, planner};
 use protocol::meta::{
-    ClusterStatus, DataServerStatus, MetadataMember, MetadataServerStatus, PoolStatus, SessionStatus,
+    ClusterStatus, DataServerStatus, MetadataMember, MetadataServerStatus, PoolStatus, Refusals,
+    SessionStatus,
 };
 use protocol::{MetadataServerId, PoolId, Revision};
 use std::collections::BTreeMap;
@@ -59,6 +60,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
             recovery: core.leader.recovery(map),
             scrub: core.leader.scrub_summary(map),
             pools: self.pools(),
+            refusals: Refusals { requests: core.refused.get(), ..self.quorum.refusals() },
         }
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use protocol::transport::{Channel, Endpoint};
+use protocol::transport::{Channel, Endpoint, EndpointStats};
 use tokio::sync::Notify;
 use zab::{
     ChangeError, Membership, MembershipChange, Peer, PeerId, ProposeError, ReadError, Role, StartError, Tick,
@@ -112,6 +112,8 @@ pub struct QuorumStatus {
     pub peers: Vec<PeerStatus>,
     /// The protocol's counters.
     pub counters: zab::Counters,
+    /// The socket's counters, those of all connections.
+    pub transport: EndpointStats,
     /// Zab's own line about this peer.
     pub summary: String,
 }
@@ -250,6 +252,7 @@ impl Quorum {
             connected: self.inner.network.connected(),
             peers: self.peers(),
             counters: peer.counters(),
+            transport: self.inner.network.transport(),
             summary: peer.to_string(),
         }
     }

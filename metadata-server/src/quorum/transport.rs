@@ -22,7 +22,7 @@ use bytes::Bytes;
 use protocol::channel_kind;
 use protocol::identity::Role;
 use protocol::transport::{
-    Channel, Connection, Endpoint, Expect, FrameReceiver, FrameSender, TransportError,
+    Channel, Connection, Endpoint, EndpointStats, Expect, FrameReceiver, FrameSender, TransportError,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
@@ -165,6 +165,11 @@ impl Network {
             // Who does not take its answers asks again.
             let _ = reader.answers.try_send(encode());
         }
+    }
+
+    /// Counters of the socket.
+    pub(super) fn transport(&self) -> EndpointStats {
+        self.inner.endpoint.stats()
     }
 
     /// The connection to a peer, for a snapshot.

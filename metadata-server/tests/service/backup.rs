@@ -275,5 +275,9 @@ fn a_sync_says_what_was_done_and_reads_at_a_revision_wait_for_it() {
         assert!(begun.elapsed() < PATIENCE);
         let refused = reader.ask(MetaRequest::Backup).await;
         assert!(matches!(refused, Err(MetaError::Refused(_))), "{refused:?}");
+        let Ok(MetaReply::Status(status)) = reader.ask(MetaRequest::Status).await else {
+            panic!("everybody may ask for the status");
+        };
+        assert_eq!(status.refusals.requests, 1);
     });
 }

@@ -91,6 +91,30 @@ pub struct ClusterStatus {
     pub scrub: ScrubSummary,
     /// The pools, by number.
     pub pools: Vec<PoolStatus>,
+    /// What the answering server refused.
+    pub refusals: Refusals,
+}
+
+/// What a metadata server refused since it started. The first of each peer is in its log with the reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    /// Connections: unknown or foreign certificates, wrong roles, other versions, too many at once.
+    pub connections: u64,
+    /// Connections closed because what came was malformed, too long, or of another cluster.
+    pub malformed: u64,
+    /// Requests that the certificate does not allow.
+    pub requests: u64,
+    /// Messages of metadata servers that their role does not allow, or for directories that are no members.
+    pub foreign: u64,
+    /// Messages of metadata servers that belong to an earlier epoch or connection. Some are normal.
+    pub stale: u64,
+}
+
+impl Refusals {
+    /// Whether anything happened that is not normal.
+    pub fn is_noteworthy(&self) -> bool {
+        self.connections + self.malformed + self.requests + self.foreign > 0
+    }
 }
 
 /// What scrubs did and found in all groups whose primaries have reported.

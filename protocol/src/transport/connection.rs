@@ -11,6 +11,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::AbortHandle;
 
 use super::channel::{Channel, FrameReceiver, FrameSender, RawReceiver};
+use super::refusals::Refusals;
 use super::{Lost, PROTOCOL_VERSION, TransportError, close_code, probe};
 use crate::identity::{ClusterId, PeerIdentity};
 
@@ -78,8 +79,9 @@ impl Connection {
         peer: PeerIdentity,
         cluster: ClusterId,
         probe_interval: Option<Duration>,
+        refusals: Arc<Refusals>,
     ) -> Connection {
-        let closer = Closer { quic: quic.clone(), peer: peer.to_string(), why: Arc::default() };
+        let closer = Closer { quic: quic.clone(), peer: peer.to_string(), why: Arc::default(), refusals };
         let (sender, channels) = mpsc::channel(CHANNELS_WAITING_MAX);
         let acceptor =
             ChannelAcceptor { quic: quic.clone(), cluster, closer: closer.clone(), halves: BTreeMap::new() };
@@ -229,6 +231,7 @@ struct Closer {
     quic: quinn::Connection,
     peer: String,
     why: Arc<OnceLock<String>>,
+    refusals: Arc<Refusals>,
 }
 
 impl Closer {
@@ -247,6 +250,7 @@ impl Closer {
                 self.peer,
                 self.quic.remote_address(),
             );
+            self.refusals.record_misbehaved();
             self.close(code, why);
         }
     }

@@ -43,6 +43,8 @@ impl Expect {
 pub struct EndpointStats {
     /// Connections refused since the start: certificates, roles, versions, too many at once.
     pub refused: u64,
+    /// Connections closed since the start because the peer sent what is malformed, too long, or of another cluster.
+    pub misbehaved: u64,
     /// Connections open now, in both directions.
     pub open: usize,
 }
@@ -116,7 +118,11 @@ impl Endpoint {
     }
 
     pub fn stats(&self) -> EndpointStats {
-        EndpointStats { refused: self.inner.refusals.count(), open: self.inner.quic.open_connections() }
+        EndpointStats {
+            refused: self.inner.refusals.count(),
+            misbehaved: self.inner.refusals.misbehaved(),
+            open: self.inner.quic.open_connections(),
+        }
     }
 
     /// Opens a connection to the server at `address` and returns once both sides accepted each other.
@@ -178,7 +184,8 @@ impl Inner {
             welcome::Failure::Lost(lost) => open_error(address, lost, &self.config),
             welcome::Failure::Incompatible(why) => TransportError::Refused { address, why },
         })?;
-        Ok(Connection::new(quic, peer, self.identity.me().cluster, self.config.probe_interval))
+        let refusals = self.refusals.clone();
+        Ok(Connection::new(quic, peer, self.identity.me().cluster, self.config.probe_interval, refusals))
     }
 
     fn client_config(
@@ -254,7 +261,7 @@ impl Acceptor {
         welcome::send(&quic, cluster).await.map_err(|error| error.to_string())?;
         // The other end listens too if it is a server: only then does a closed port mean that it is gone.
         let probe_interval = self.config.probe_interval.filter(|_| peer.role.is_server());
-        Ok(Connection::new(quic, peer, cluster, probe_interval))
+        Ok(Connection::new(quic, peer, cluster, probe_interval, self.refusals.clone()))
     }
 
     fn server_config(&self, peer: SocketAddr) -> Result<quinn::ServerConfig, TransportError> {

@@ -16,12 +16,22 @@ const ADDRESSES_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     count: AtomicU64,
+    misbehaved: AtomicU64,
     told: Mutex<BTreeMap<IpAddr, Instant>>,
 }
 
 impl Refusals {
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed because the peer sent what makes no sense.
+    pub(super) fn misbehaved(&self) -> u64 {
+        self.misbehaved.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn record_misbehaved(&self) {
+        self.misbehaved.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn record(&self, peer: SocketAddr, why: &str) {

@@ -15,6 +15,7 @@ use metadata_server::state::key::{self, Key};
 use metadata_server::state::layers::{Disk, StoreError, Writes};
 use metadata_server::state::record::Progress;
 use protocol::identity::ClusterId;
+use protocol::meta::Refusals;
 use protocol::{MetadataServerId, Timestamp};
 use zab::{
     ChangeError, Config, DataUuid, Membership, MembershipChange, Peer, PeerId, ProposeError, ReadError,
@@ -156,6 +157,10 @@ impl Broadcast for Watched<'_> {
 
     fn peers(&self) -> Vec<PeerStatus> {
         Vec::new()
+    }
+
+    fn refusals(&self) -> Refusals {
+        Refusals::default()
     }
 
     fn membership(&self) -> (Membership, bool) {
