@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use protocol::replication::{LogEntry, Position, Run, Unit};
+use protocol::replication::{LogEntry, LogOp, Position, Run, Unit};
 
 /// The log: everything after `floor`.
 #[derive(Debug, Default)]
@@ -46,6 +46,11 @@ impl OpLog {
         }
     }
 
+    /// Whether the last operation that is known is a split.
+    pub(super) fn ends_with_split(&self) -> bool {
+        self.entries.back().is_some_and(|entry| matches!(entry.op, LogOp::Split { .. }))
+    }
+
     pub(super) fn last_mut(&mut self) -> Option<&mut LogEntry> {
         self.entries.back_mut()
     }
@@ -62,7 +67,7 @@ impl OpLog {
     }
 
     /// Entries behind a sequence that is not below the floor.
-    pub(super) fn after(&self, sequence: u64) -> impl Iterator<Item = &LogEntry> {
+    pub(super) fn after(&self, sequence: u64) -> impl Iterator<Item = &LogEntry> + Clone {
         let skip = sequence.saturating_sub(self.floor.sequence) as usize;
         self.entries.iter().skip(skip)
     }
@@ -127,7 +132,7 @@ impl LogOutline<'_> {
 mod tests {
     use super::*;
     use protocol::InodeId;
-    use protocol::replication::{GroupObject, LogOp};
+    use protocol::replication::GroupObject;
 
     fn log(floor: (u64, u64), versions: &[u64]) -> OpLog {
         let floor = Position { version: floor.0, sequence: floor.1 };

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use protocol::data::{DataReply, DataResponse};
 use protocol::map::{Member, PgChange, PgConfig};
 use protocol::replication::PeerMessage;
-use protocol::{DataServerId, MapEpoch, SessionId, StoreUuid};
+use protocol::{DataServerId, MapEpoch, PgId, SessionId, StoreUuid};
 
 use crate::store::{
     Digest, ObjectInfo, ObjectKey, Piece, Progress, StoreError, Submitted, Ticket, Transaction,
@@ -106,6 +106,8 @@ pub struct GroupView {
     pub min_size: usize,
     /// Bytes per chunk.
     pub chunk_size: u32,
+    /// Wanted number of groups: the group is split when its configuration is at fewer.
+    pub pg_num: u32,
 }
 
 impl Default for GroupView {
@@ -118,6 +120,7 @@ impl Default for GroupView {
             size: usize::MAX,
             min_size: usize::MAX,
             chunk_size: 0,
+            pg_num: 0,
         }
     }
 }
@@ -220,6 +223,14 @@ pub enum Output {
         whole: bool,
         /// Its bytes.
         bytes: usize,
+    },
+    /// A group began in the store with this transaction: load its replica, in the place of one that there may be, with
+    /// [`super::Replica::load_newborn`], and show it the map.
+    Born {
+        /// The group.
+        pg: PgId,
+        /// The transaction.
+        ticket: Ticket,
     },
     /// This server does not hold the group any more: forget the replica.
     Removed,

@@ -207,7 +207,7 @@ impl State {
                         config.in_sync.retain(|m| m.server != server);
                     }
                 }
-                PgChange::Resign => {}
+                PgChange::Resign | PgChange::Split { .. } => {}
             }
         });
         Ok(MetaReply::Done)

@@ -1,0 +1,93 @@
+//! Pools that get more groups: one to three groups at the beginning, up to twelve in the end, raised at any moment of
+//! any fault, while groups move between servers and clients route by maps that are seconds old.
+
+use super::world::{Faults, World};
+use super::{check, read_everything, run, seeds, settle};
+
+/// Seeds per run of the suite.
+const SEEDS: u64 = 500;
+
+fn faults(every_ms: u64) -> Faults {
+    Faults { every_ms, power_loss: false, damage: false, resize: false, split: true }
+}
+
+#[test]
+fn groups_are_split_among_faults_and_lose_nothing() {
+    let (mut done, mut groups) = (0, 0);
+    for seed in seeds(SEEDS) {
+        let faults = Faults {
+            power_loss: true,
+            damage: seed.is_multiple_of(5),
+            resize: seed.is_multiple_of(3),
+            ..faults(300)
+        };
+        let mut world = run(seed, faults, 8000);
+        settle(&mut world, seed);
+        read_everything(&mut world, seed);
+        done += world.clients.done();
+        groups += world.meta.groups.len();
+    }
+    println!("{done} operations completed, {groups} groups in the end");
+}
+
+#[test]
+fn power_lost_everywhere_while_groups_are_split_keeps_what_was_synced() {
+    for seed in seeds(SEEDS) {
+        // From all at rest but the split to a life with many faults before.
+        let eventful = seed.is_multiple_of(2);
+        let mut world = run(seed, faults(if eventful { 400 } else { 0 }), 1500 + seed % 700);
+        if eventful {
+            world.run_until(2500, |_| false);
+        }
+        split_now(&mut world, seed);
+        let now = world.now;
+        world.clients.lose_unsynced(now);
+        world.lose_all_power();
+        settle(&mut world, seed);
+        read_everything(&mut world, seed);
+    }
+}
+
+#[test]
+fn all_processes_killed_while_groups_are_split_lose_nothing() {
+    for seed in seeds(SEEDS / 2) {
+        let mut world = run(seed, faults(0), 1500);
+        split_now(&mut world, seed);
+        world.kill_all();
+        world.run_until(700, |_| false);
+        split_now(&mut world, seed);
+        world.kill_all();
+        settle(&mut world, seed);
+        read_everything(&mut world, seed);
+    }
+}
+
+/// Begins a split, and lets it come as far as it does in some milliseconds.
+fn split_now(world: &mut World, seed: u64) {
+    let more = 1 + world.rng.below(4) as u32;
+    world.grow(more);
+    let for_ms = world.rng.below(90);
+    world.run_until(for_ms, |_| false);
+    check(world, seed);
+}
+
+#[test]
+fn a_split_without_faults_is_done_in_a_moment_and_clients_go_on() {
+    for seed in seeds(20) {
+        let mut world = run(seed, faults(0), 2000);
+        world.grow(9);
+        let before = world.clients.done();
+        assert!(world.run_until(5000, |world| world.meta.is_healthy()), "seed {seed}: {}", world.describe());
+        world.run_until(2000, |_| false);
+        let done = world.clients.done() - before;
+        assert!(done > 40, "seed {seed}: only {done} operations");
+        settle(&mut world, seed);
+        read_everything(&mut world, seed);
+    }
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    let digest = |world: World| (world.now, world.clients.done(), world.meta.epoch, world.faults_seen);
+    assert_eq!(digest(run(5, faults(300), 6000)), digest(run(5, faults(300), 6000)));
+}
