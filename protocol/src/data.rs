@@ -4,8 +4,8 @@
 //! with a crc32c in the header that is computed where the bytes are born and checked where they end.
 
 use crate::attr::Truncation;
-use crate::split::Extent;
 use crate::id::{InodeId, MapEpoch, ObjectId, PgId, RequestId};
+use crate::split::Extent;
 use serde::{Deserialize, Serialize};
 
 /// Largest payload of one read or write in bytes: one FUSE request.

@@ -181,8 +181,16 @@ impl PgConfig {
 
     /// Carries out [`PgChange::Split`], whose sender's role the caller checks. Returns the child's number and its
     /// configuration (which needs a version) if there is one; nothing if the change does not fit.
-    pub fn divide(&mut self, seed: u32, pg_num: u32, holders: &[DataServerId]) -> Option<Option<(u32, PgConfig)>> {
-        if self.primary.is_none() || pg_num <= self.pg_num || pg_num != crate::split::step(self.pg_num, pg_num) {
+    pub fn divide(
+        &mut self,
+        seed: u32,
+        pg_num: u32,
+        holders: &[DataServerId],
+    ) -> Option<Option<(u32, PgConfig)>> {
+        if self.primary.is_none()
+            || pg_num <= self.pg_num
+            || pg_num != crate::split::step(self.pg_num, pg_num)
+        {
             return None;
         }
         let mut child = PgConfig { learners: Vec::new(), activated: false, pg_num, ..self.clone() };
@@ -270,6 +278,9 @@ impl ClusterMap {
 
     /// The groups that hold now what `extent` names: itself, or what it was split into.
     pub fn successors(&self, extent: Extent) -> Vec<Extent> {
+        if self.pgs.get(&extent.pg).is_some_and(|config| config.pg_num == extent.pg_num) {
+            return vec![extent];
+        }
         let within = |now: &Extent| crush::pg_of(now.pg.seed, extent.pg_num) == extent.pg.seed;
         self.extents(extent.pg.pool).filter(within).collect()
     }

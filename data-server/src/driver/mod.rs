@@ -450,6 +450,7 @@ fn view_of(map: &ClusterMap, pg: PgId, blocked: &Rc<BTreeMap<SessionId, MapEpoch
         min_size: pool.min_size as usize,
         chunk_size: pool.chunk_size,
         pg_num: pool.pg_num,
+        restored_at: map.generation.revision,
     })
 }
 

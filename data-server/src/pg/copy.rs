@@ -485,11 +485,7 @@ impl LocalCopy {
             after = Some((last.inode, last.chunk));
             for (key, _) in batch {
                 if moves(GroupObject { inode: InodeId(key.inode), chunk: key.chunk }) {
-                    ops.push(if begins {
-                        Op::Move { key, pg: child.to_u64() }
-                    } else {
-                        Op::Delete { key }
-                    });
+                    ops.push(if begins { Op::Move { key, pg: child.to_u64() } } else { Op::Delete { key } });
                 }
             }
         }

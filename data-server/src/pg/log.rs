@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use protocol::replication::{LogEntry, LogOp, Position, Run, Unit};
+use protocol::replication::{LogEntry, Position, Run, Unit};
 
 /// The log: everything after `floor`.
 #[derive(Debug, Default)]
@@ -44,11 +44,6 @@ impl OpLog {
         for entry in self.entries.drain(..count.min(self.entries.len())) {
             self.floor = entry.position;
         }
-    }
-
-    /// Whether the last operation that is known is a split.
-    pub(super) fn ends_with_split(&self) -> bool {
-        self.entries.back().is_some_and(|entry| matches!(entry.op, LogOp::Split { .. }))
     }
 
     pub(super) fn last_mut(&mut self) -> Option<&mut LogEntry> {
@@ -132,7 +127,7 @@ impl LogOutline<'_> {
 mod tests {
     use super::*;
     use protocol::InodeId;
-    use protocol::replication::GroupObject;
+    use protocol::replication::{GroupObject, LogOp};
 
     fn log(floor: (u64, u64), versions: &[u64]) -> OpLog {
         let floor = Position { version: floor.0, sequence: floor.1 };

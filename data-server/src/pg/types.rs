@@ -108,6 +108,8 @@ pub struct GroupView {
     pub chunk_size: u32,
     /// Wanted number of groups: the group is split when its configuration is at fewer.
     pub pg_num: u32,
+    /// Operations that were ordered under older configurations are from before a restored backup.
+    pub restored_at: u64,
 }
 
 impl Default for GroupView {
@@ -121,6 +123,7 @@ impl Default for GroupView {
             min_size: usize::MAX,
             chunk_size: 0,
             pg_num: 0,
+            restored_at: 0,
         }
     }
 }

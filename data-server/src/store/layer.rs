@@ -13,7 +13,11 @@
 //! * `blocks` holds contents by physical block number. That is unambiguous because freed blocks are not used again
 //!   before a checkpoint has forgotten them. A block may be newer in a higher layer (overwritten in place).
 
-use std::{collections::{BTreeMap, BTreeSet}, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 

@@ -419,9 +419,7 @@ fn names_other_extent(g: &Group, body: &DataRequest) -> bool {
     match body {
         DataRequest::Read { context, .. }
         | DataRequest::Write { context, .. }
-        | DataRequest::Zero { context, .. } => {
-            context.pg_num != mine || context.object.pg(mine) != g.copy.pg
-        }
+        | DataRequest::Zero { context, .. } => context.pg_num != mine || context.object.pg(mine) != g.copy.pg,
         DataRequest::TrimInode { pg_num, .. } => *pg_num != mine,
         DataRequest::Sync { pgs } => pgs.iter().any(|extent| extent.pg_num != mine),
         DataRequest::Scrub { .. } => false,

@@ -95,9 +95,11 @@ impl Primary {
     /// All certain members are to have the split on stable storage; then it is proposed.
     fn settle_split(&mut self, g: &mut Group, cx: &mut Context<'_>) {
         let head = g.copy.head();
-        let is_last = g.copy.log.ends_with_split();
-        if is_last && g.copy.split_at != head {
-            tracing::error!("placement group {}: this copy lacks the group split off and cannot lead", g.copy.pg);
+        if g.copy.split_at != head && !is_forgotten(g) {
+            tracing::error!(
+                "placement group {}: this copy lacks the group split off and cannot lead",
+                g.copy.pg
+            );
             self.phase = Phase::Broken;
             return self.resign(g);
         }
@@ -112,9 +114,8 @@ impl Primary {
     pub(super) fn wanted_split(&self, g: &Group) -> Option<PgChange> {
         let pg_num = split::step(g.config().pg_num, g.copy.pg_num);
         let head = g.copy.head();
-        if g.copy.split_at != head {
-            // The metadata was restored from a backup that is older than the split. Where the child went since, its
-            // servers say when they register.
+        if is_forgotten(g) {
+            // Where the child went since, its servers say when they register.
             return Some(PgChange::Split { pg_num, holders: Vec::new() });
         }
         let durable = |peer: &&Peer| {
@@ -128,4 +129,9 @@ impl Primary {
         let holders: Vec<DataServerId> = me.chain(certain.by_ref().map(|peer| peer.member.server)).collect();
         Some(PgChange::Split { pg_num, holders })
     }
+}
+
+/// The metadata was restored from a backup that is older than the split: who has the child now is not known here.
+fn is_forgotten(g: &Group) -> bool {
+    g.copy.head().version < g.view.restored_at
 }

@@ -23,7 +23,13 @@ const RETRY_MS: u64 = 350;
 type Register = (u64, u32, u32);
 
 pub(super) enum Outbound {
-    Send { attempt: u64, pg: PgId, primary: Option<DataServerId>, body: DataRequest, payload: Bytes },
+    Send {
+        attempt: u64,
+        pg: PgId,
+        primary: Option<DataServerId>,
+        body: DataRequest,
+        payload: Bytes,
+    },
     /// The map does not say where.
     NoRoute,
     Nothing,
@@ -280,7 +286,14 @@ impl Clients {
                 let floor = truncations.last().map_or(0, |t| t.seq);
                 let inode = InodeId(OWN_INODE);
                 (
-                    DataRequest::TrimInode { pg: PG, pg_num: 0, inode, chunk_size: CHUNK, truncations, floor },
+                    DataRequest::TrimInode {
+                        pg: PG,
+                        pg_num: 0,
+                        inode,
+                        chunk_size: CHUNK,
+                        truncations,
+                        floor,
+                    },
                     Bytes::new(),
                 )
             }

@@ -30,6 +30,8 @@ pub(super) struct Metadata {
     /// Wanted groups.
     pub(super) pg_num: u32,
     pub(super) groups: BTreeMap<PgId, PgConfig>,
+    /// Epoch at which a backup was restored last.
+    pub(super) restored_at: u64,
     pub(super) servers: BTreeMap<DataServerId, Server>,
     pub(super) blocked: BTreeMap<SessionId, MapEpoch>,
 }
@@ -43,6 +45,7 @@ impl Metadata {
             size: 3,
             min_size: 2,
             pg_num,
+            restored_at: 0,
             groups: (0..pg_num).map(|seed| (pg(seed), config())).collect(),
             servers: BTreeMap::new(),
             blocked: BTreeMap::new(),
@@ -80,6 +83,19 @@ impl Metadata {
     pub(super) fn set_pg_num(&mut self, pg_num: u32) {
         self.pg_num = self.pg_num.max(pg_num);
         self.epoch += 1;
+    }
+
+    /// An administrator restores a backup: nobody is certain of anything.
+    pub(super) fn restore(&mut self, pg_num: u32, groups: BTreeMap<PgId, PgConfig>) {
+        (self.pg_num, self.groups) = (pg_num, groups);
+        self.restored_at = self.epoch + 1;
+        for pg in self.pgs() {
+            let config = self.groups.get_mut(&pg).expect("groups do not go");
+            (config.primary, config.activated) = (None, false);
+            config.learners.clear();
+            config.in_sync.iter_mut().for_each(|member| member.uncertain = true);
+            self.bump(pg);
+        }
     }
 
     /// The planner wants a copy of a group elsewhere.
@@ -303,6 +319,7 @@ impl Metadata {
                     return;
                 }
                 let Some(child) = config.divide(pg.seed, *pg_num, holders) else { return };
+                self.pg_num = self.pg_num.max(*pg_num);
                 if let Some((seed, child)) = child {
                     let child_pg = PgId { pool: pg.pool, seed };
                     assert!(self.groups.insert(child_pg, child).is_none(), "a group came into being twice");

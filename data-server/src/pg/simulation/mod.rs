@@ -115,8 +115,11 @@ const SOAK_FINDINGS: [u64; 1] = [160_750];
 #[test]
 fn what_soaks_found_stays_fixed() {
     for seed in SOAK_FINDINGS {
-        let mut world =
-            run(seed, Faults { every_ms: 400, power_loss: true, damage: true, resize: false, split: false }, 8000);
+        let mut world = run(
+            seed,
+            Faults { every_ms: 400, power_loss: true, damage: true, resize: false, split: false },
+            8000,
+        );
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }
@@ -125,8 +128,11 @@ fn what_soaks_found_stays_fixed() {
 #[test]
 fn without_faults_nothing_waits() {
     for seed in seeds(20) {
-        let mut world =
-            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false }, 4000);
+        let mut world = run(
+            seed,
+            Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+            4000,
+        );
         assert!(world.clients.done() > 60, "seed {seed}: only {} operations", world.clients.done());
         settle(&mut world, seed);
         read_everything(&mut world, seed);
@@ -136,8 +142,11 @@ fn without_faults_nothing_waits() {
 #[test]
 fn all_processes_killed_at_once_lose_nothing() {
     for seed in seeds(100) {
-        let mut world =
-            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false }, 1500);
+        let mut world = run(
+            seed,
+            Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+            1500,
+        );
         world.kill_all();
         world.run_until(1500, |_| false);
         world.kill_all();
@@ -171,8 +180,11 @@ fn power_lost_everywhere_keeps_what_was_synced() {
 #[test]
 fn a_primary_that_no_member_hears_hands_the_group_on() {
     for seed in seeds(20) {
-        let mut world =
-            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false }, 1500);
+        let mut world = run(
+            seed,
+            Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+            1500,
+        );
         let deaf = world.meta.config().primary.expect("a group that serves has a primary");
         for other in world.ids().into_iter().filter(|id| *id != deaf) {
             world.cut_link(deaf, other, 60_000);

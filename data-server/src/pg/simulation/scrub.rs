@@ -21,8 +21,12 @@ fn key(inode: u64) -> ObjectKey {
 /// A healthy group with known objects on all of its replicas. Its log reaches back to the beginning, so that who
 /// returns is brought up by operations: a backfill from a wrong copy would make the wrong ones the majority.
 fn world(seed: u64) -> (World, Objects) {
-    let mut world =
-        World::new(seed, 3, 4, Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false });
+    let mut world = World::new(
+        seed,
+        3,
+        4,
+        Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+    );
     world.log_max = 100_000;
     assert!(world.run_until(20_000, |world| world.meta.is_healthy()), "seed {seed}: not healthy");
     let ids = world.ids();

@@ -85,25 +85,71 @@ struct Node {
 enum Event {
     Tick(DataServerId),
     Heartbeat(DataServerId),
-    HeartbeatArrives { server: DataServerId, incarnation: u64, sent: u64 },
-    Lease { server: DataServerId, incarnation: u64, sent: u64, epoch: u64 },
+    HeartbeatArrives {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+    },
+    Lease {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+        epoch: u64,
+    },
     Register(DataServerId),
-    Map { server: DataServerId, incarnation: u64, epoch: u64, views: BTreeMap<PgId, GroupView> },
-    ClientMap { client: usize, map: Rc<ClusterMap> },
-    Deliver { from: DataServerId, to: DataServerId, pg: PgId, link: u64, message: PeerMessage, payload: Bytes },
-    LinkUp { a: DataServerId, b: DataServerId },
+    Map {
+        server: DataServerId,
+        incarnation: u64,
+        epoch: u64,
+        views: BTreeMap<PgId, GroupView>,
+    },
+    ClientMap {
+        client: usize,
+        map: Rc<ClusterMap>,
+    },
+    Deliver {
+        from: DataServerId,
+        to: DataServerId,
+        pg: PgId,
+        link: u64,
+        message: PeerMessage,
+        payload: Bytes,
+    },
+    LinkUp {
+        a: DataServerId,
+        b: DataServerId,
+    },
     Written(DataServerId, u64),
     Durable(DataServerId, u64),
     Room(DataServerId, u64),
-    Propose { from: DataServerId, pg: PgId, version: u64, change: PgChange },
+    Propose {
+        from: DataServerId,
+        pg: PgId,
+        version: u64,
+        change: PgChange,
+    },
     MetaTick,
     Restart(DataServerId),
-    Request { server: DataServerId, pg: PgId, client: usize, attempt: u64, body: DataRequest, payload: Bytes },
-    Answer { client: usize, attempt: u64, response: DataResponse, payload: Bytes },
+    Request {
+        server: DataServerId,
+        pg: PgId,
+        client: usize,
+        attempt: u64,
+        body: DataRequest,
+        payload: Bytes,
+    },
+    Answer {
+        client: usize,
+        attempt: u64,
+        response: DataResponse,
+        payload: Bytes,
+    },
     ClientStep(usize),
     Fault,
 }
 
+mod checks;
+mod faults;
 mod known;
 
 /// Objects of a store.
@@ -578,69 +624,6 @@ impl World {
         }
     }
 
-    /// A success may leave a server only while no other server can be serving.
-    fn check_reply(&mut self, server: DataServerId, pg: PgId, response: &DataResponse) {
-        let Some(config) = self.meta.groups.get(&pg) else { return };
-        let deposed = config.activated && config.primary != Some(server);
-        if response.is_ok() && deposed {
-            let primary = config.primary;
-            self.problem = Some(format!(
-                "server {server} answered {response:?} for {pg} while {primary:?} served ({})",
-                self.now
-            ));
-        }
-    }
-
-    /// Whoever comes into the in-sync set holds everything that a sync was answered for, on disk.
-    fn check_change(&mut self, pg: PgId, change: &PgChange) {
-        let (PgChange::Promote(member) | PgChange::MakeCertain(member)) = change else { return };
-        let node = &self.nodes[&member.server];
-        let durable = node.store.durable_log_end(pg);
-        let synced = self.synced.get(&pg).copied().unwrap_or(0);
-        // Stopped meanwhile, it will register again before it counts.
-        if node.alive && node.incarnation == member.incarnation && durable < synced {
-            let server = member.server;
-            self.problem = Some(format!("{change:?}: server {server} has {durable} of {synced} on disk"));
-        }
-    }
-
-    /// The group that a split made is on the disk of every certain member.
-    fn check_split(&mut self, parent: PgId, child: PgId) {
-        let synced = self.synced.get(&parent).copied().unwrap_or(0);
-        let members: Vec<_> = self.meta.groups[&child].certain().copied().collect();
-        for member in members {
-            let node = &self.nodes[&member.server];
-            let alive = node.alive && node.clean && node.incarnation == member.incarnation;
-            let durable = node.store.durable_log_end(child);
-            if alive && (durable == 0 || durable < synced) {
-                let server = member.server;
-                self.problem = Some(format!(
-                    "group {child} begins and server {server} has {durable} of {synced} on disk ({})",
-                    self.now
-                ));
-            }
-        }
-        self.synced.insert(child, synced);
-    }
-
-    /// What a sync was answered for is on the disk of every certain member.
-    fn check_sync(&mut self, server: DataServerId, pg: PgId, head: u64) {
-        let synced = self.synced.entry(pg).or_default();
-        *synced = head.max(*synced);
-        let members: Vec<_> = self.meta.groups[&pg].certain().copied().collect();
-        for member in members {
-            let node = &self.nodes[&member.server];
-            let alive = node.incarnation == member.incarnation && node.alive;
-            let durable = node.store.durable_log_end(pg);
-            if alive && node.clean && durable < head {
-                self.problem = Some(format!(
-                    "server {server} answered a sync of {pg} up to {head}, server {} is durable up to {durable} ({})",
-                    member.server, self.now
-                ));
-            }
-        }
-    }
-
     fn send(&mut self, from: DataServerId, to: DataServerId, pg: PgId, message: PeerMessage, payload: Bytes) {
         let key = pair(from, to);
         if self.cut.contains(&key) || self.rng.chance(1) {
@@ -780,6 +763,7 @@ impl World {
             min_size: self.meta.min_size,
             chunk_size: CHUNK,
             pg_num: self.meta.pg_num,
+            restored_at: self.meta.restored_at,
             ..GroupView::default()
         };
         let views = self.meta.groups.iter().map(|(pg, config)| (*pg, view(config))).collect();
@@ -834,164 +818,6 @@ impl World {
             Outbound::NoRoute => self.at(400, Event::ClientStep(client)),
             Outbound::Nothing => {}
         }
-    }
-
-    /// Fences a client's session: from the answer on, others that heard of it see nothing new of it.
-    pub(super) fn fence(&mut self, client: usize) {
-        let before = self.meta.epoch;
-        let session = self.clients.session(client);
-        let epoch = self.meta.fence(session);
-        self.clients.fenced(client, epoch, self.now);
-        self.publish(before);
-    }
-
-    fn fault(&mut self) {
-        if self.faults.every_ms == 0 {
-            return;
-        }
-        self.faults_seen += 1;
-        let ids = self.ids();
-        let one = ids[self.rng.below(ids.len() as u64) as usize];
-        let other = ids[self.rng.below(ids.len() as u64) as usize];
-        let kinds = if self.faults.split { 15 } else { 11 + u64::from(self.faults.resize) };
-        let kind = self.rng.below(kinds);
-        if self.trace {
-            println!("{} fault {kind} {one} {other}", self.now);
-        }
-        match kind {
-            0 => {
-                let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, false, for_ms);
-            }
-            1 => {
-                let for_ms = 20 + self.rng.below(100);
-                self.stop(one, false, for_ms);
-            }
-            2 if self.faults.power_loss && self.may_lose_power(one) => {
-                let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, true, for_ms);
-            }
-            3 => {
-                let for_ms = 100 + self.rng.below(4000);
-                self.node(one).paused_until = self.now + for_ms;
-            }
-            4 if one != other => self.cut_link(one, other, 1),
-            5 if one != other => {
-                let for_ms = 50 + self.rng.below(3000);
-                self.cut_link(one, other, for_ms);
-            }
-            6 => {
-                let until = self.now + 50 + self.rng.below(5000);
-                self.lonely.insert(one, until);
-            }
-            7 => {
-                let before = self.meta.epoch;
-                let pg = self.any_group();
-                self.meta.move_primary(pg, one);
-                self.publish(before);
-            }
-            8 if self.nodes[&one].alive => {
-                let incarnation = self.nodes[&one].incarnation;
-                let node = self.node(one);
-                node.store.busy = true;
-                node.room_scheduled = true;
-                let delay = 5 + self.rng.below(200);
-                self.at(delay, Event::Room(one, incarnation));
-            }
-            9 if self.faults.damage => self.damage(one),
-            11 if self.faults.resize => {
-                let size = 2 + self.rng.below(ids.len() as u64 - 1);
-                let min_size = 2 + self.rng.below(size - 1);
-                let before = self.meta.epoch;
-                self.meta.set_pool(size as usize, min_size as usize);
-                self.publish(before);
-            }
-            12 | 13 if self.faults.split => {
-                let more = 1 + self.rng.below(u64::from(self.meta.pg_num)) as u32;
-                self.grow(more);
-            }
-            14 => {
-                let before = self.meta.epoch;
-                let pg = self.any_group();
-                self.meta.migrate(pg, one);
-                self.publish(before);
-            }
-            10 => {
-                if let Some(client) = self.clients.to_fence(&mut self.rng) {
-                    self.fence(client);
-                }
-            }
-            _ => {}
-        }
-        let delay = 1 + self.rng.below(2 * self.faults.every_ms);
-        self.at(delay, Event::Fault);
-    }
-
-    /// The pool wants more groups.
-    pub(super) fn grow(&mut self, more: u32) {
-        let before = self.meta.epoch;
-        self.meta.set_pg_num((self.meta.pg_num + more).min(GROUPS_MAX));
-        self.publish(before);
-    }
-
-    fn any_group(&mut self) -> PgId {
-        let count = self.meta.groups.len() as u64;
-        let nth = if count == 1 { 0 } else { self.rng.below(count) };
-        self.meta.groups.keys().nth(nth as usize).copied().unwrap_or(PG)
-    }
-
-    /// One machine at a time, with no other fault that takes bytes: what was not synced survives any one server,
-    /// not any two.
-    fn may_lose_power(&self, server: DataServerId) -> bool {
-        let intact = |(id, node): (&DataServerId, &Node)| {
-            let complete = node.replicas.values().all(Replica::is_complete);
-            (*id == server || (node.clean && complete)) && node.store.damaged.is_empty()
-        };
-        let backed = |config: &PgConfig| {
-            let others = config.certain().filter(|m| m.server != server);
-            config.in_sync.iter().all(|m| !m.uncertain) && others.count() >= 1
-        };
-        self.meta.groups.values().all(backed) && self.nodes.iter().all(intact)
-    }
-
-    /// Damages an object on one server, if all others in sync are intact.
-    fn damage(&mut self, server: DataServerId) {
-        let intact = self.nodes.iter().all(|(id, node)| *id == server || node.store.damaged.is_empty());
-        let uncertain = self.nodes.values().any(|node| !node.clean);
-        if !intact || uncertain || !self.meta.is_healthy() {
-            return;
-        }
-        let keys: Vec<_> = self.nodes[&server].store.objects().keys().copied().collect();
-        if !keys.is_empty() {
-            let key = keys[self.rng.below(keys.len() as u64) as usize];
-            self.node(server).store.damaged.insert(key);
-        }
-    }
-
-    fn stop(&mut self, server: DataServerId, power_loss: bool, restart_after: u64) {
-        if !self.nodes[&server].alive {
-            return;
-        }
-        for other in self.ids().into_iter().filter(|other| *other != server) {
-            *self.links.entry(pair(server, other)).or_default() += 1;
-            self.with_all(other, |replica, cx| replica.handle_link(cx, server, false));
-        }
-        let least = self.nodes[&server].store.least_kept(power_loss);
-        let most = self.nodes[&server].store.submitted();
-        let keep = least + self.rng.below(most - least + 1);
-        let node = self.node(server);
-        node.store.crash(keep);
-        node.alive = false;
-        node.replicas.clear();
-        node.tokens.clear();
-        node.syncs.clear();
-        node.clean &= !power_loss;
-        node.sync_scheduled = false;
-        node.write_scheduled = false;
-        node.room_scheduled = false;
-        // Nothing that is under way may reach the next start.
-        node.incarnation += 1;
-        self.at(restart_after, Event::Restart(server));
     }
 }
 
