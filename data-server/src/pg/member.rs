@@ -54,6 +54,7 @@ struct Reading {
 }
 
 /// What became of a message.
+#[allow(clippy::large_enum_variant, reason = "it lives for the time of one call")]
 pub(super) enum Taken {
     /// It took effect, or never will.
     Done,

@@ -62,6 +62,34 @@ fn all_processes_killed_while_groups_are_split_lose_nothing() {
     }
 }
 
+/// A primary stops when it has executed a split and the others have not, again and again: with luck what it wrote is
+/// undone, and the group is split once more with what is left of the first time on its disk.
+#[test]
+fn a_primary_that_stops_in_a_split_undoes_or_completes_it() {
+    for seed in seeds(SEEDS) {
+        let mut world = run(seed, faults(0), 1500);
+        for _ in 0..3 {
+            assert!(
+                world.run_until(20_000, |world| world.meta.is_healthy()),
+                "seed {seed}: {}",
+                world.describe()
+            );
+            let groups: Vec<_> = world.meta.groups.values().filter_map(|config| config.primary).collect();
+            let primary = groups[world.rng.below(groups.len() as u64) as usize];
+            let more = 1 + world.rng.below(4) as u32;
+            world.grow(more);
+            let (within_ms, power_loss) = (world.rng.below(40), world.rng.chance(700));
+            world.hold_up_others(primary, 300);
+            world.run_until(within_ms, |_| false);
+            let away_ms = 20 + world.rng.below(400);
+            world.stop(primary, power_loss, away_ms);
+            check(&mut world, seed);
+        }
+        settle(&mut world, seed);
+        read_everything(&mut world, seed);
+    }
+}
+
 /// Begins a split, and lets it come as far as it does in some milliseconds.
 fn split_now(world: &mut World, seed: u64) {
     let more = 1 + world.rng.below(4) as u32;

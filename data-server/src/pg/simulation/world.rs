@@ -220,7 +220,8 @@ impl World {
             lonely: BTreeMap::new(),
             arrival: BTreeMap::new(),
             faults,
-            log_max: 24,
+            // With a long log members that were away are caught up across splits.
+            log_max: if faults.split && seed % 4 < 2 { 400 } else { 24 },
             synced: BTreeMap::new(),
             recovery_credit: [100_000, 4096, 900][(seed % 3) as usize],
             problem: None,

@@ -143,7 +143,21 @@ impl World {
         }
     }
 
-    pub(super) fn stop(&mut self, server: DataServerId, power_loss: bool, restart_after: u64) {
+    /// All servers but one do nothing for a while.
+    pub(in crate::pg::simulation) fn hold_up_others(&mut self, server: DataServerId, for_ms: u64) {
+        let until = self.now + for_ms;
+        self.nodes
+            .iter_mut()
+            .filter(|(id, _)| **id != server)
+            .for_each(|(_, node)| node.paused_until = until);
+    }
+
+    pub(in crate::pg::simulation) fn stop(
+        &mut self,
+        server: DataServerId,
+        power_loss: bool,
+        restart_after: u64,
+    ) {
         if !self.nodes[&server].alive {
             return;
         }
