@@ -193,7 +193,7 @@ impl Clients {
     }
 
     fn shared_intent(&mut self, rng: &mut Rng) -> Intent {
-        if rng.chance(50) {
+        if rng.chance(if self.chunks > 2 { 120 } else { 50 }) {
             return Intent::Sync;
         }
         let inode = 1 + rng.below(INODES);

@@ -90,11 +90,12 @@ fn a_primary_that_stops_in_a_split_undoes_or_completes_it() {
     }
 }
 
-/// Begins a split, and lets it come as far as it does in some milliseconds.
+/// Begins a split, and lets it come as far as it does in some milliseconds, or beyond its end, where some clients do not
+/// know of it.
 fn split_now(world: &mut World, seed: u64) {
     let more = 1 + world.rng.below(4) as u32;
     world.grow(more);
-    let for_ms = world.rng.below(90);
+    let for_ms = if world.rng.chance(500) { world.rng.below(90) } else { world.rng.below(1500) };
     world.run_until(for_ms, |_| false);
     check(world, seed);
 }
