@@ -119,7 +119,8 @@ pub(crate) fn deep_scrub(cluster: &Cluster) -> anyhow::Result<()> {
     wait_until("every group to be read", HEAL_LIMIT, || {
         let (oldest, _) = read_ends(cluster).map_err(|error| format!("{error:#}"))?;
         if oldest >= begun { Ok(()) } else { Err(format!("one was read at {oldest}, it is {begun}")) }
-    })
+    })?;
+    Ok(())
 }
 
 /// When the groups were last read as a whole, in seconds since 1970: the oldest and the newest end.

@@ -171,7 +171,8 @@ fn splits_under_load(scene: &Scene) -> anyhow::Result<()> {
         let shown = order(&cluster, "show few --json").map_err(|error| format!("{error:#}"))?;
         let shown: serde_json::Value = serde_json::from_str(&shown).map_err(|error| error.to_string())?;
         if shown["objects"] == 0 { Ok(()) } else { Err(format!("{} are left", shown["objects"])) }
-    })
+    })?;
+    Ok(())
 }
 
 fn settle(cluster: &Cluster) -> anyhow::Result<()> {
