@@ -116,8 +116,10 @@ fn render_into(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
 pub fn pool_text(pool: &PoolStatus) -> String {
     let class = pool.class.as_ref().map_or(String::new(), |class| format!(" of class {class}"));
     let groups: Vec<String> = pool.groups.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let split = pool.groups_to_come();
+    let split = if split == 0 { String::new() } else { format!(", {split} more are being split off") };
     format!(
-        "{:<16} {} replicas ({} to write) on different {}s{class}, {} in {} objects, groups: {}{}",
+        "{:<16} {} replicas ({} to write) on different {}s{class}, {} in {} objects, groups: {}{split}{}",
         pool.name,
         pool.size,
         pool.min_size,

@@ -5,6 +5,7 @@
 
 use crate::attr::Truncation;
 use crate::id::{InodeId, MapEpoch, ObjectId, PgId, RequestId};
+use crate::split::Extent;
 use serde::{Deserialize, Serialize};
 
 /// Largest payload of one read or write in bytes: one FUSE request.
@@ -15,6 +16,9 @@ pub const IO_MAX: u32 = 1 << 20;
 pub struct ObjectContext {
     /// The object.
     pub object: ObjectId,
+    /// The number of groups under which the sender found the object's group: a group that is at another one refuses, as
+    /// what the sender does next (a sync) would miss the group that has the object by now.
+    pub pg_num: u32,
     /// The inode's truncations, oldest first: an object with a `truncate_seq` below an entry's is cut to the
     /// least such size before use. Sizes are file offsets.
     pub truncations: Vec<Truncation>,
@@ -63,7 +67,7 @@ pub enum DataRequest {
     /// stable storage of all in-sync replicas.
     Sync {
         /// The groups, each once.
-        pgs: Vec<PgId>,
+        pgs: Vec<Extent>,
     },
     /// Cuts every object of the inode in this group as `truncations` say and deletes what is empty then. From
     /// its completion on, operations whose newest truncation is older than `floor` are refused as
@@ -71,6 +75,8 @@ pub enum DataRequest {
     TrimInode {
         /// The group.
         pg: PgId,
+        /// What it is taken to hold, as in [`Extent`].
+        pg_num: u32,
         /// The inode.
         inode: InodeId,
         /// Bytes per chunk, to turn sizes into chunk indices.

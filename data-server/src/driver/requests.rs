@@ -4,6 +4,7 @@ use super::{Driver, WRITES_BYTES_MAX};
 use bytes::Bytes;
 use protocol::data::{DataError, DataReply, DataRequest, DataResponse, IO_MAX, ObjectContext};
 use protocol::identity::{PeerIdentity, Role};
+use protocol::split::Extent;
 use protocol::{PgId, PoolId};
 use std::rc::Rc;
 use std::time::Duration;
@@ -73,11 +74,14 @@ impl Driver {
         })
     }
 
-    async fn sync(self: &Rc<Self>, pgs: Vec<PgId>) -> DataResponse {
+    async fn sync(self: &Rc<Self>, pgs: Vec<Extent>) -> DataResponse {
         // All of them are asked before the first is waited for: one sync of the journal covers all.
         let asked: Vec<_> = pgs
             .into_iter()
-            .map(|pg| (pg, self.submit(pg, DataRequest::Sync { pgs: vec![pg] }, Bytes::new())))
+            .map(|extent| {
+                let sync = DataRequest::Sync { pgs: vec![extent] };
+                (extent.pg, self.submit(extent.pg, sync, Bytes::new()))
+            })
             .collect();
         for (pg, answered) in asked {
             match answered.await {
@@ -108,14 +112,17 @@ impl Driver {
             DataRequest::Read { context, offset, length } => {
                 let pool = pool(context.object.pool)?;
                 check_range(*offset, *length, pool.chunk_size)?;
-                Ok(context.object.pg(pool.pg_num))
+                Ok(context.object.pg(context.pg_num))
             }
             DataRequest::Zero { context, offset, length, .. } => {
                 let pool = pool(context.object.pool)?;
                 check_end(*offset, *length, pool.chunk_size)?;
-                Ok(context.object.pg(pool.pg_num))
+                Ok(context.object.pg(context.pg_num))
             }
-            DataRequest::Write { context, .. } => Ok(context.object.pg(pool(context.object.pool)?.pg_num)),
+            DataRequest::Write { context, .. } => {
+                pool(context.object.pool)?;
+                Ok(context.object.pg(context.pg_num))
+            }
             DataRequest::TrimInode { pg, .. } => Ok(*pg),
             DataRequest::Sync { .. } | DataRequest::Scrub { .. } => {
                 Err(DataError::Malformed("a request for several groups has no one group".into()))

@@ -106,6 +106,10 @@ impl Preparer<'_> {
                 };
                 self.push(Change::Clear { from: raw(from), to: raw(to) })
             }
+            Op::Move { key, pg } => match self.stage.object(*key)? {
+                Some(_) if *pg != key.pg => self.push(Change::Move { key: raw(*key), pg: *pg }),
+                _ => Ok(()),
+            },
             Op::DeletePg { pg } => {
                 let from = ObjectKey { pg: *pg, inode: 0, chunk: 0 };
                 self.push(Change::Clear { from: raw(from), to: raw(group_end(*pg)?) })

@@ -207,7 +207,7 @@ impl State {
                         config.in_sync.retain(|m| m.server != server);
                     }
                 }
-                PgChange::Resign => {}
+                PgChange::Resign | PgChange::Split { .. } => {}
             }
         });
         Ok(MetaReply::Done)
@@ -227,6 +227,7 @@ fn plan(map: &mut ClusterMap) {
     }
     for seed in 0..PG_NUM {
         let config = map.pgs.entry(PgId { pool: POOL, seed }).or_default();
+        config.pg_num = PG_NUM;
         if config.in_sync.is_empty() {
             if up.len() < SIZE {
                 continue;

@@ -83,6 +83,12 @@ impl Primary {
         if !self.serves(g, cx) {
             return Err(self.why_not_serving(g, cx).into());
         }
+        if self.waits_for_split(g, &request.body) {
+            return Err(Verdict::Wait);
+        }
+        if names_other_extent(g, &request.body) {
+            return Err(DataError::NotPrimary { version: g.version() }.into());
+        }
         if touched(&request.body).is_some_and(|unit| self.is_pulling(unit)) {
             return Err(Verdict::Wait);
         }
@@ -265,7 +271,7 @@ impl Primary {
         let unit = entry.op.unit();
         let span = match &entry.op {
             LogOp::Write { offset, length, .. } | LogOp::Zero { offset, length, .. } => (*offset, *length),
-            LogOp::Trim { .. } => (0, 0),
+            LogOp::Trim { .. } | LogOp::Split { .. } => (0, 0),
         };
         let entries = vec![(entry.clone(), Some(data.clone()))];
         // What is acknowledged elsewhere may use the reserve; this is not yet.
@@ -281,6 +287,7 @@ impl Primary {
                     }
                     (_, Unit::Object(object)) => object,
                     (_, Unit::Inode(inode)) => GroupObject { inode, chunk: 0 },
+                    (_, Unit::Group) => GroupObject { inode: InodeId(0), chunk: 0 },
                 };
                 return Err(trouble(g, object, span, error));
             }
@@ -289,7 +296,7 @@ impl Primary {
         g.copy.settle_allocated(entry.allocated);
         let reply = match unit {
             Unit::Object(_) => DataReply::Written { allocated: entry.allocated },
-            Unit::Inode(_) => DataReply::Trimmed { allocated: entry.allocated },
+            Unit::Inode(_) | Unit::Group => DataReply::Trimmed { allocated: entry.allocated },
         };
         let bytes = data.bytes.len();
         self.pending.push_back(Pending { sequence, unit, bytes, reply, tokens: vec![token] });
@@ -299,12 +306,12 @@ impl Primary {
         Ok(allocated)
     }
 
-    fn send_to_members(&mut self, g: &mut Group, entry: &LogEntry, data: &OpBytes) {
+    pub(super) fn send_to_members(&mut self, g: &mut Group, entry: &LogEntry, data: &OpBytes) {
         for peer in self.peers.values_mut().filter(|peer| peer.stage == Stage::Streaming) {
             let apply = match (&peer.fill, entry.op.unit()) {
                 (Some(fill), Unit::Object(object)) => fill.covers(object),
                 // A trim only removes; what it finds it may cut, and the rest is copied later anyway.
-                (Some(_), Unit::Inode(_)) | (None, _) => true,
+                (Some(_), Unit::Inode(_) | Unit::Group) | (None, _) => true,
             };
             let OpBytes { bytes: payload, crc } = if apply { data.clone() } else { OpBytes::default() };
             peer.stream(g, StreamBody::Append { entry: entry.clone(), apply, crc }, payload);
@@ -402,6 +409,20 @@ fn touched(body: &DataRequest) -> Option<Unit> {
         | DataRequest::Zero { context, .. } => Some(Unit::Object(group_object(context))),
         DataRequest::TrimInode { inode, .. } => Some(Unit::Inode(*inode)),
         DataRequest::Sync { .. } | DataRequest::Scrub { .. } => None,
+    }
+}
+
+/// The sender found the group under another number of groups: it would look for what it does here in the wrong groups
+/// later, and has to fetch the map.
+fn names_other_extent(g: &Group, body: &DataRequest) -> bool {
+    let mine = g.config().pg_num;
+    match body {
+        DataRequest::Read { context, .. }
+        | DataRequest::Write { context, .. }
+        | DataRequest::Zero { context, .. } => context.pg_num != mine || context.object.pg(mine) != g.copy.pg,
+        DataRequest::TrimInode { pg_num, .. } => *pg_num != mine,
+        DataRequest::Sync { pgs } => pgs.iter().any(|extent| extent.pg_num != mine),
+        DataRequest::Scrub { .. } => false,
     }
 }
 

@@ -1,12 +1,13 @@
 //! Simulation of a placement group: crashes with and without loss of unsynced writes, broken and silent
 //! links, pauses, lost contact with the metadata cluster, moved primaries, fenced sessions, damaged objects,
-//! busy stores, pools that get other numbers of replicas. Checked are
+//! busy stores, pools that get other numbers of replicas; in `split` several groups, which are split and moved, and
+//! clients that learn of it late. Checked are
 //!
 //! * linearizability of every register (acknowledged writes stay, nothing is executed twice or goes back),
 //! * that a fenced session changes nothing once somebody who knows of it was answered,
 //! * that nobody acknowledges while another primary serves,
 //! * truncations, against a model of the file,
-//! * after the faults: the group becomes whole, and all copies are equal.
+//! * after the faults: the groups become whole, all copies are equal, and every object is in the group that it belongs to.
 //!
 //! One seed is one run: `SEED=17 cargo test -p data-server --lib pg::simulation` repeats one. `SEEDS=100000` runs so
 //! many, `FIRST=500000` begins there.
@@ -15,6 +16,7 @@ mod check;
 mod clients;
 mod meta;
 mod scrub;
+mod split;
 mod store;
 mod world;
 
@@ -48,7 +50,7 @@ fn settle(world: &mut World, seed: u64) {
     assert!(
         healed,
         "seed {seed}: the group does not become whole: {:?}\n{}",
-        world.meta.config,
+        world.meta.groups,
         world.describe()
     );
     let equal = world.run_until(2000, |world| world.divergence().is_none());
@@ -95,6 +97,7 @@ fn faults_lose_nothing_and_the_group_heals() {
             power_loss: true,
             damage: seed.is_multiple_of(5),
             resize: seed.is_multiple_of(3),
+            split: false,
         };
         let mut world = run(seed, faults, 8000);
         settle(&mut world, seed);
@@ -112,8 +115,11 @@ const SOAK_FINDINGS: [u64; 1] = [160_750];
 #[test]
 fn what_soaks_found_stays_fixed() {
     for seed in SOAK_FINDINGS {
-        let mut world =
-            run(seed, Faults { every_ms: 400, power_loss: true, damage: true, resize: false }, 8000);
+        let mut world = run(
+            seed,
+            Faults { every_ms: 400, power_loss: true, damage: true, resize: false, split: false },
+            8000,
+        );
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }
@@ -122,8 +128,11 @@ fn what_soaks_found_stays_fixed() {
 #[test]
 fn without_faults_nothing_waits() {
     for seed in seeds(20) {
-        let mut world =
-            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false }, 4000);
+        let mut world = run(
+            seed,
+            Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+            4000,
+        );
         assert!(world.clients.done() > 60, "seed {seed}: only {} operations", world.clients.done());
         settle(&mut world, seed);
         read_everything(&mut world, seed);
@@ -133,8 +142,11 @@ fn without_faults_nothing_waits() {
 #[test]
 fn all_processes_killed_at_once_lose_nothing() {
     for seed in seeds(100) {
-        let mut world =
-            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false }, 1500);
+        let mut world = run(
+            seed,
+            Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+            1500,
+        );
         world.kill_all();
         world.run_until(1500, |_| false);
         world.kill_all();
@@ -153,6 +165,7 @@ fn power_lost_everywhere_keeps_what_was_synced() {
             power_loss: false,
             damage: false,
             resize: eventful,
+            split: false,
         };
         let mut world = run(seed, faults, if eventful { 6000 } else { 1500 + seed % 700 });
         let now = world.now;
@@ -167,9 +180,12 @@ fn power_lost_everywhere_keeps_what_was_synced() {
 #[test]
 fn a_primary_that_no_member_hears_hands_the_group_on() {
     for seed in seeds(20) {
-        let mut world =
-            run(seed, Faults { every_ms: 0, power_loss: false, damage: false, resize: false }, 1500);
-        let deaf = world.meta.config.primary.expect("a group that serves has a primary");
+        let mut world = run(
+            seed,
+            Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+            1500,
+        );
+        let deaf = world.meta.config().primary.expect("a group that serves has a primary");
         for other in world.ids().into_iter().filter(|id| *id != deaf) {
             world.cut_link(deaf, other, 60_000);
         }
@@ -177,7 +193,7 @@ fn a_primary_that_no_member_hears_hands_the_group_on() {
         let served = world.run_until(30_000, |world| world.clients.done() > before + 40);
         check(&mut world, seed);
         assert!(served, "seed {seed}: nothing is written any more\n{}", world.describe());
-        assert_ne!(world.meta.config.primary, Some(deaf), "seed {seed}");
+        assert_ne!(world.meta.config().primary, Some(deaf), "seed {seed}");
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }
@@ -185,7 +201,7 @@ fn a_primary_that_no_member_hears_hands_the_group_on() {
 
 #[test]
 fn one_seed_is_one_run() {
-    let faults = Faults { every_ms: 300, power_loss: true, damage: true, resize: true };
+    let faults = Faults { every_ms: 300, power_loss: true, damage: true, resize: true, split: false };
     let digest = |world: World| (world.now, world.clients.done(), world.meta.epoch, world.faults_seen);
     assert_eq!(digest(run(5, faults, 6000)), digest(run(5, faults, 6000)));
 }

@@ -21,8 +21,12 @@ fn key(inode: u64) -> ObjectKey {
 /// A healthy group with known objects on all of its replicas. Its log reaches back to the beginning, so that who
 /// returns is brought up by operations: a backfill from a wrong copy would make the wrong ones the majority.
 fn world(seed: u64) -> (World, Objects) {
-    let mut world =
-        World::new(seed, 3, 4, Faults { every_ms: 0, power_loss: false, damage: false, resize: false });
+    let mut world = World::new(
+        seed,
+        3,
+        4,
+        Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false },
+    );
     world.log_max = 100_000;
     assert!(world.run_until(20_000, |world| world.meta.is_healthy()), "seed {seed}: not healthy");
     let ids = world.ids();
@@ -138,7 +142,7 @@ fn crashes_and_changes_of_the_configuration_keep_no_scrub_from_its_work() {
 fn objects_that_are_being_written_are_made_equal_too() {
     for seed in seeds(200) {
         let (mut world, _) = world(seed);
-        let primary = world.meta.config.primary.expect("healthy");
+        let primary = world.meta.config().primary.expect("healthy");
         let victim = world.ids().into_iter().find(|id| *id != primary).expect("three servers");
         for _ in 0..3 {
             let objects: Vec<ObjectKey> = world.known(victim, 1..101).into_keys().collect();

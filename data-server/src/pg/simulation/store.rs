@@ -176,6 +176,11 @@ fn apply_op(state: &mut State, op: &Op) {
         Op::DeleteRange { pg, inode, from_chunk } => {
             state.objects.retain(|key, _| key.pg != *pg || key.inode != *inode || key.chunk < *from_chunk)
         }
+        Op::Move { key, pg } => {
+            if let Some(object) = state.objects.remove(key) {
+                state.objects.insert(ObjectKey { pg: *pg, ..*key }, object);
+            }
+        }
         Op::DeletePg { pg } => state.objects.retain(|key, _| key.pg != *pg),
         Op::PutMeta { key, value } => drop(state.meta.insert(key.clone(), value.clone())),
         Op::DeleteMeta { key } => drop(state.meta.remove(key)),
@@ -203,6 +208,9 @@ impl PgStore for SimStore {
                 Op::Delete { key } => drop(self.damaged.remove(key)),
                 Op::Write { key, data, .. } if !data.is_empty() => drop(self.damaged.remove(key)),
                 Op::Truncate { key, size: 0, .. } => drop(self.damaged.remove(key)),
+                Op::Move { key, pg } if self.damaged.remove(key) => {
+                    self.damaged.insert(ObjectKey { pg: *pg, ..*key });
+                }
                 _ => {}
             }
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use protocol::data::{DataRequest, DataResponse};
-use protocol::map::PgChange;
+use protocol::data::{DataError, DataRequest, DataResponse};
+use protocol::map::{ClusterMap, PgChange, PgConfig};
 use protocol::replication::PeerMessage;
 use protocol::{DataServerId, MapEpoch, PgId, PoolId, SessionId, StoreUuid};
 use rand_chacha::ChaCha8Rng;
@@ -14,10 +14,13 @@ use rand_core::{RngCore, SeedableRng};
 use super::clients::{Clients, Outbound};
 use super::meta::{Metadata, TIMEOUT_MS};
 use super::store::SimStore;
-use crate::pg::{Context, GroupView, Me, Output, Replica, RequestToken, Settings, Tick};
+use crate::pg::{Context, GroupView, Me, Output, Replica, RequestToken, Settings, Tick, stored_groups};
+use crate::store::Ticket;
 
 pub(super) const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
 pub(super) const CHUNK: u32 = 64;
+/// Most groups that splits lead to.
+const GROUPS_MAX: u32 = 12;
 const LEASE_MARGIN_MS: u64 = 200;
 
 pub(super) struct Rng(ChaCha8Rng);
@@ -52,11 +55,16 @@ pub(super) struct Faults {
     pub(super) damage: bool,
     /// The pool gets other numbers of replicas.
     pub(super) resize: bool,
+    /// The pool begins with a few groups and gets more, groups move, and clients learn of it late.
+    pub(super) split: bool,
 }
 
 struct Node {
     store: SimStore,
-    replica: Option<Replica>,
+    alive: bool,
+    replicas: BTreeMap<PgId, Replica>,
+    /// What the map last said of each group.
+    views: BTreeMap<PgId, GroupView>,
     incarnation: u64,
     clean: bool,
     registered: bool,
@@ -67,7 +75,7 @@ struct Node {
     map_epoch: u64,
     tokens: BTreeMap<RequestToken, (usize, u64)>,
     /// Syncs in service, with the end of the log when they came.
-    syncs: BTreeMap<RequestToken, u64>,
+    syncs: BTreeMap<RequestToken, (PgId, u64)>,
     last_token: u64,
     sync_scheduled: bool,
     write_scheduled: bool,
@@ -77,24 +85,71 @@ struct Node {
 enum Event {
     Tick(DataServerId),
     Heartbeat(DataServerId),
-    HeartbeatArrives { server: DataServerId, incarnation: u64, sent: u64 },
-    Lease { server: DataServerId, incarnation: u64, sent: u64, epoch: u64 },
+    HeartbeatArrives {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+    },
+    Lease {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+        epoch: u64,
+    },
     Register(DataServerId),
-    Map { server: DataServerId, incarnation: u64, epoch: u64, view: GroupView },
-    Deliver { from: DataServerId, to: DataServerId, link: u64, message: PeerMessage, payload: Bytes },
-    LinkUp { a: DataServerId, b: DataServerId },
+    Map {
+        server: DataServerId,
+        incarnation: u64,
+        epoch: u64,
+        views: BTreeMap<PgId, GroupView>,
+    },
+    ClientMap {
+        client: usize,
+        map: Rc<ClusterMap>,
+    },
+    Deliver {
+        from: DataServerId,
+        to: DataServerId,
+        pg: PgId,
+        link: u64,
+        message: PeerMessage,
+        payload: Bytes,
+    },
+    LinkUp {
+        a: DataServerId,
+        b: DataServerId,
+    },
     Written(DataServerId, u64),
     Durable(DataServerId, u64),
     Room(DataServerId, u64),
-    Propose { from: DataServerId, version: u64, change: PgChange },
+    Propose {
+        from: DataServerId,
+        pg: PgId,
+        version: u64,
+        change: PgChange,
+    },
     MetaTick,
     Restart(DataServerId),
-    Request { server: DataServerId, client: usize, attempt: u64, body: DataRequest, payload: Bytes },
-    Answer { client: usize, attempt: u64, response: DataResponse, payload: Bytes },
+    Request {
+        server: DataServerId,
+        pg: PgId,
+        client: usize,
+        attempt: u64,
+        body: DataRequest,
+        payload: Bytes,
+    },
+    Answer {
+        client: usize,
+        attempt: u64,
+        response: DataResponse,
+        payload: Bytes,
+    },
     ClientStep(usize),
     Fault,
 }
 
+mod checks;
+mod faults;
 mod known;
 
 /// Objects of a store.
@@ -108,6 +163,8 @@ pub(super) struct World {
     nodes: BTreeMap<DataServerId, Node>,
     pub(super) meta: Metadata,
     pub(super) clients: Clients,
+    /// The map that each client knows; without splits the newest.
+    client_maps: Vec<Rc<ClusterMap>>,
     /// Number of the connection between two servers, and when it was cut.
     links: BTreeMap<(DataServerId, DataServerId), u64>,
     cut: BTreeSet<(DataServerId, DataServerId)>,
@@ -119,8 +176,8 @@ pub(super) struct World {
     recovery_credit: i64,
     /// Entries kept of the operation log.
     pub(super) log_max: usize,
-    /// The largest end of the log that a sync was answered for.
-    synced: u64,
+    /// The largest end of each group's log that a sync was answered for.
+    synced: BTreeMap<PgId, u64>,
     pub(super) problem: Option<String>,
     pub(super) faults_seen: u64,
     /// Tell everything (`TRACE=1` in the environment).
@@ -155,15 +212,17 @@ impl World {
             events: BTreeMap::new(),
             last_event: 0,
             nodes: BTreeMap::new(),
-            meta: Metadata::default(),
-            clients: Clients::new(clients),
+            meta: Metadata::new(if faults.split { 1 + (seed % 3) as u32 } else { 1 }),
+            clients: Clients::new(clients, if faults.split { 4 } else { 2 }),
+            client_maps: vec![Rc::default(); clients],
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
             lonely: BTreeMap::new(),
             arrival: BTreeMap::new(),
             faults,
-            log_max: 24,
-            synced: 0,
+            // With a long log members that were away are caught up across splits.
+            log_max: if faults.split && seed % 4 < 2 { 400 } else { 24 },
+            synced: BTreeMap::new(),
             recovery_credit: [100_000, 4096, 900][(seed % 3) as usize],
             problem: None,
             faults_seen: 0,
@@ -175,7 +234,9 @@ impl World {
                 id,
                 Node {
                     store: SimStore::default(),
-                    replica: None,
+                    alive: false,
+                    replicas: BTreeMap::new(),
+                    views: BTreeMap::new(),
                     incarnation: 0,
                     clean: true,
                     registered: false,
@@ -265,15 +326,17 @@ impl World {
     pub(super) fn all_are_up(&self) -> bool {
         let known = |(id, node): (&DataServerId, &Node)| {
             let incarnation = self.meta.servers.get(id).filter(|s| s.up).map(|s| s.incarnation);
-            node.replica.is_some() && incarnation == Some(node.incarnation)
+            node.alive && incarnation == Some(node.incarnation)
         };
         self.nodes.iter().all(known)
     }
 
     pub(super) fn primary_is_quiet(&self) -> bool {
-        let Some(primary) = self.meta.config.primary else { return false };
-        let replica = self.nodes[&primary].replica.as_ref();
-        replica.is_some_and(|r| r.is_active() && !r.wants_credit())
+        let is_quiet = |(pg, config): (&PgId, &PgConfig)| {
+            let replica = config.primary.and_then(|primary| self.nodes[&primary].replicas.get(pg));
+            replica.is_some_and(|r| r.is_active() && !r.wants_credit())
+        };
+        self.meta.groups.iter().all(is_quiet)
     }
 
     fn handle(&mut self, event: Event) {
@@ -287,7 +350,7 @@ impl World {
         match event {
             Event::Tick(server) => {
                 let credit = self.recovery_credit;
-                self.with(server, |replica, cx| {
+                self.with_all(server, |replica, cx| {
                     replica.handle_tick(cx);
                     if replica.wants_credit() {
                         replica.handle_credit(cx, credit);
@@ -309,28 +372,30 @@ impl World {
             }
             Event::Lease { server, incarnation, sent, epoch } => {
                 let node = self.node(server);
-                if node.incarnation == incarnation && node.replica.is_some() {
+                if node.incarnation == incarnation && node.alive {
                     node.leases.push((sent, epoch));
                     node.settle_leases();
                     if node.map_epoch < epoch {
                         self.send_map(server);
                     }
-                    self.with(server, |replica, cx| replica.handle_tick(cx));
+                    self.with_all(server, |replica, cx| replica.handle_tick(cx));
                 }
             }
             Event::Register(server) => self.register(server),
-            Event::Map { server, incarnation, epoch, view } => {
-                self.take_map(server, incarnation, epoch, view);
+            Event::Map { server, incarnation, epoch, views } => {
+                self.take_map(server, incarnation, epoch, views);
             }
-            Event::Deliver { from, to, link, message, payload } => {
+            Event::ClientMap { client, map } => self.tell_client(client, map),
+            Event::Deliver { from, to, pg, link, message, payload } => {
                 if self.links.get(&pair(from, to)).copied().unwrap_or(0) == link {
-                    self.with(to, |replica, cx| replica.handle_message(cx, from, message, payload));
+                    self.ensure(to, pg);
+                    self.with(to, pg, |replica, cx| replica.handle_message(cx, from, message, payload));
                 }
             }
             Event::LinkUp { a, b } => {
                 self.cut.remove(&pair(a, b));
-                self.with(a, |replica, cx| replica.handle_link(cx, b, true));
-                self.with(b, |replica, cx| replica.handle_link(cx, a, true));
+                self.with_all(a, |replica, cx| replica.handle_link(cx, b, true));
+                self.with_all(b, |replica, cx| replica.handle_link(cx, a, true));
             }
             Event::Written(server, incarnation) => {
                 let node = self.node(server);
@@ -355,14 +420,17 @@ impl World {
                 if node.incarnation == incarnation {
                     node.room_scheduled = false;
                     node.store.busy = false;
-                    self.with(server, |replica, cx| replica.handle_room(cx));
+                    self.with_all(server, |replica, cx| replica.handle_room(cx));
                 }
             }
-            Event::Propose { from, version, change } => {
+            Event::Propose { from, pg, version, change } => {
                 let before = self.meta.epoch;
-                self.meta.propose(from, version, &change);
+                let known: Vec<PgId> = self.meta.groups.keys().copied().collect();
+                self.meta.propose(from, pg, version, &change);
                 if self.meta.epoch != before {
-                    self.check_change(&change);
+                    self.check_change(pg, &change);
+                    let born = self.meta.groups.keys().find(|pg| !known.contains(pg)).copied();
+                    born.into_iter().for_each(|child| self.check_split(pg, child));
                 }
                 self.publish(before);
             }
@@ -373,21 +441,28 @@ impl World {
                 self.at(100, Event::MetaTick);
             }
             Event::Restart(server) => self.start(server),
-            Event::Request { server, client, attempt, body, payload } => {
+            Event::Request { server, pg, client, attempt, body, payload } => {
                 let node = self.node(server);
-                if node.replica.is_none() {
+                if !node.alive {
                     return;
                 }
+                let Some(replica) = node.replicas.get(&pg) else {
+                    let response = Err(DataError::NotPrimary { version: 0 });
+                    return self.at(1, Event::Answer { client, attempt, response, payload: Bytes::new() });
+                };
                 node.last_token += 1;
                 let token = RequestToken(node.last_token);
-                node.tokens.insert(token, (client, attempt));
                 if matches!(body, DataRequest::Sync { .. }) {
-                    let head = node.replica.as_ref().map_or(0, |replica| replica.position().sequence);
-                    node.syncs.insert(token, head);
+                    node.syncs.insert(token, (pg, replica.position().sequence));
                 }
-                self.with(server, |replica, cx| replica.handle_request(cx, token, body, payload));
+                node.tokens.insert(token, (client, attempt));
+                self.with(server, pg, |replica, cx| replica.handle_request(cx, token, body, payload));
             }
             Event::Answer { client, attempt, response, payload } => {
+                if self.faults.split && matches!(response, Err(DataError::NotPrimary { .. })) {
+                    let map = Rc::new(self.meta.map());
+                    self.tell_client(client, map);
+                }
                 match self.clients.answer(client, attempt, self.now, response, &payload) {
                     Ok(delay) => self.at(delay, Event::ClientStep(client)),
                     Err(problem) => self.problem = Some(problem),
@@ -418,11 +493,19 @@ impl World {
         self.nodes.get_mut(&server).expect("all servers exist from the beginning")
     }
 
+    /// Lets all replicas of a server do something.
+    fn with_all(&mut self, server: DataServerId, mut act: impl FnMut(&mut Replica, &mut Context<'_>)) {
+        let pgs: Vec<PgId> = self.nodes[&server].replicas.keys().copied().collect();
+        for pg in pgs {
+            self.with(server, pg, &mut act);
+        }
+    }
+
     /// Lets a replica do something, and does what it wants.
-    fn with(&mut self, server: DataServerId, act: impl FnOnce(&mut Replica, &mut Context<'_>)) {
+    fn with(&mut self, server: DataServerId, pg: PgId, act: impl FnOnce(&mut Replica, &mut Context<'_>)) {
         let now = self.now;
         let node = self.node(server);
-        let Some(mut replica) = node.replica.take() else { return };
+        let Some(mut replica) = node.replicas.remove(&pg) else { return };
         let mut outputs = Vec::new();
         let mut cx = Context {
             now: Tick(now),
@@ -443,7 +526,7 @@ impl World {
         while let Some(output) = replica.poll_output() {
             outputs.push(output);
         }
-        node.replica = Some(replica);
+        node.replicas.insert(pg, replica);
         let incarnation = node.incarnation;
         let progress = crate::pg::PgStore::progress(&node.store);
         if node.store.submitted() > progress.written && !node.write_scheduled {
@@ -452,28 +535,54 @@ impl World {
             self.at(delay, Event::Written(server, incarnation));
         }
         for output in outputs {
-            self.output(server, output);
+            self.output(server, pg, output);
+        }
+    }
+
+    /// As the driver does: whoever is spoken to has a replica.
+    fn ensure(&mut self, server: DataServerId, pg: PgId) {
+        let settings = settings(self.log_max);
+        let node = self.node(server);
+        if !node.alive || node.replicas.contains_key(&pg) {
+            return;
+        }
+        let me = node.me(server);
+        let replica = Replica::load(pg, me, settings, &mut node.store).expect("the store can be read");
+        node.replicas.insert(pg, replica);
+    }
+
+    /// A split made a group.
+    fn begin(&mut self, server: DataServerId, pg: PgId, ticket: Ticket) {
+        let settings = settings(self.log_max);
+        let node = self.node(server);
+        let me = node.me(server);
+        let replica = Replica::load_newborn((pg, ticket), me, settings, &mut node.store);
+        node.replicas.insert(pg, replica.expect("the store can be read"));
+        if let Some(view) = node.views.get(&pg).cloned() {
+            self.with(server, pg, |replica, cx| replica.handle_view(cx, view));
         }
     }
 
     fn progress(&mut self, server: DataServerId) {
         let progress = crate::pg::PgStore::progress(&self.nodes[&server].store);
-        self.with(server, |replica, cx| replica.handle_progress(cx, progress.written, progress.durable));
+        self.with_all(server, |replica, cx| {
+            replica.handle_progress(cx, progress.written, progress.durable);
+        });
     }
 
-    fn output(&mut self, server: DataServerId, output: Output) {
+    fn output(&mut self, server: DataServerId, pg: PgId, output: Output) {
         if self.trace {
-            println!("{} server {server}: {output:?}", self.now);
+            println!("{} server {server} {pg}: {output:?}", self.now);
         }
         let incarnation = self.nodes[&server].incarnation;
         match output {
-            Output::Send { to, message, payload } => self.send(server, to, message, payload),
+            Output::Send { to, message, payload } => self.send(server, to, pg, message, payload),
             Output::Reply { token, response, payload } => {
-                self.check_reply(server, &response);
-                if let Some(head) = self.node(server).syncs.remove(&token)
+                self.check_reply(server, pg, &response);
+                if let Some((pg, head)) = self.node(server).syncs.remove(&token)
                     && response.is_ok()
                 {
-                    self.check_sync(server, head);
+                    self.check_sync(server, pg, head);
                 }
                 if let Some((client, attempt)) = self.node(server).tokens.remove(&token)
                     && !self.rng.chance(5)
@@ -485,7 +594,7 @@ impl World {
             Output::Propose { version, change } => {
                 if !self.is_lonely(server) && !self.rng.chance(50) {
                     let delay = self.rng.latency();
-                    self.at(delay, Event::Propose { from: server, version, change });
+                    self.at(delay, Event::Propose { from: server, pg, version, change });
                 }
             }
             Output::RequestDurable(_) => {
@@ -505,62 +614,18 @@ impl World {
             }
             Output::FetchMap => self.send_map(server),
             Output::CorruptBlock | Output::Copied { .. } => {}
+            Output::Born { pg, ticket } => self.begin(server, pg, ticket),
             Output::Removed => {
-                // As the driver does: a new replica is made when the map names this server again.
-                let log_max = self.log_max;
-                let node = self.node(server);
-                let me = Me { server, store: StoreUuid(u128::from(server.0)), incarnation };
-                let replica =
-                    Replica::load(PG, me, settings(log_max), &mut node.store).expect("it was loaded before");
-                node.replica = Some(replica);
+                self.node(server).replicas.remove(&pg);
+                if !self.faults.split {
+                    self.ensure(server, pg);
+                }
             }
             Output::Fatal(error) => self.problem = Some(format!("server {server} stopped: {error}")),
         }
     }
 
-    /// A success may leave a server only while no other server can be serving.
-    fn check_reply(&mut self, server: DataServerId, response: &DataResponse) {
-        let config = &self.meta.config;
-        let deposed = config.activated && config.primary != Some(server);
-        if response.is_ok() && deposed {
-            let primary = config.primary;
-            self.problem = Some(format!(
-                "server {server} answered {response:?} while {primary:?} served ({})",
-                self.now
-            ));
-        }
-    }
-
-    /// Whoever comes into the in-sync set holds everything that a sync was answered for, on disk.
-    fn check_change(&mut self, change: &PgChange) {
-        let (PgChange::Promote(member) | PgChange::MakeCertain(member)) = change else { return };
-        let node = &self.nodes[&member.server];
-        let durable = node.store.durable_log_end(PG);
-        // Stopped meanwhile, it will register again before it counts.
-        if node.replica.is_some() && node.incarnation == member.incarnation && durable < self.synced {
-            let (server, synced) = (member.server, self.synced);
-            self.problem = Some(format!("{change:?}: server {server} has {durable} of {synced} on disk"));
-        }
-    }
-
-    /// What a sync was answered for is on the disk of every certain member.
-    fn check_sync(&mut self, server: DataServerId, head: u64) {
-        self.synced = self.synced.max(head);
-        let members: Vec<_> = self.meta.config.certain().copied().collect();
-        for member in members {
-            let node = &self.nodes[&member.server];
-            let alive = node.incarnation == member.incarnation && node.replica.is_some();
-            let durable = node.store.durable_log_end(PG);
-            if alive && node.clean && durable < head {
-                self.problem = Some(format!(
-                    "server {server} answered a sync up to {head}, server {} is durable up to {durable} ({})",
-                    member.server, self.now
-                ));
-            }
-        }
-    }
-
-    fn send(&mut self, from: DataServerId, to: DataServerId, message: PeerMessage, payload: Bytes) {
+    fn send(&mut self, from: DataServerId, to: DataServerId, pg: PgId, message: PeerMessage, payload: Bytes) {
         let key = pair(from, to);
         if self.cut.contains(&key) || self.rng.chance(1) {
             return;
@@ -571,15 +636,15 @@ impl World {
         let arrival = self.arrival.entry((from, to)).or_default();
         *arrival = wanted.max(*arrival);
         let delay = *arrival - self.now;
-        self.at(delay, Event::Deliver { from, to, link, message, payload });
+        self.at(delay, Event::Deliver { from, to, pg, link, message, payload });
     }
 
     pub(super) fn cut_link(&mut self, a: DataServerId, b: DataServerId, for_ms: u64) {
         let key = pair(a, b);
         *self.links.entry(key).or_default() += 1;
         self.cut.insert(key);
-        self.with(a, |replica, cx| replica.handle_link(cx, b, false));
-        self.with(b, |replica, cx| replica.handle_link(cx, a, false));
+        self.with_all(a, |replica, cx| replica.handle_link(cx, b, false));
+        self.with_all(b, |replica, cx| replica.handle_link(cx, a, false));
         self.at(for_ms, Event::LinkUp { a, b });
     }
 
@@ -590,7 +655,7 @@ impl World {
     fn heartbeat(&mut self, server: DataServerId) {
         self.at(TIMEOUT_MS / 5, Event::Heartbeat(server));
         let node = &self.nodes[&server];
-        if node.replica.is_none() {
+        if !node.alive {
             return;
         }
         let (incarnation, registered, sent) = (node.incarnation, node.registered, self.now);
@@ -606,16 +671,22 @@ impl World {
     }
 
     fn start(&mut self, server: DataServerId) {
-        let log_max = self.log_max;
+        let settings = settings(self.log_max);
         let node = self.node(server);
-        if node.replica.is_some() {
+        if node.alive {
             return;
         }
         node.incarnation += 1;
-        let me = Me { server, store: StoreUuid(u128::from(server.0)), incarnation: node.incarnation };
-        match Replica::load(PG, me, settings(log_max), &mut node.store) {
-            Ok(replica) => node.replica = Some(replica),
-            Err(error) => return self.problem = Some(format!("server {server} cannot start: {error}")),
+        node.alive = true;
+        node.views.clear();
+        let me = node.me(server);
+        let mut held = stored_groups(&mut node.store).expect("the store can be read");
+        held.extend((!held.contains(&PG)).then_some(PG));
+        for pg in held {
+            match Replica::load(pg, me, settings, &mut node.store) {
+                Ok(replica) => drop(node.replicas.insert(pg, replica)),
+                Err(error) => return self.problem = Some(format!("server {server} cannot start: {error}")),
+            }
         }
         node.registered = false;
         node.map_epoch = 0;
@@ -639,17 +710,19 @@ impl World {
             return;
         }
         let node = self.nodes.get_mut(&server).expect("all servers exist from the beginning");
-        let Some(replica) = &node.replica else { return };
+        if !node.alive {
+            return;
+        }
         if self.meta.servers.get(&server).is_some_and(|s| s.up && s.incarnation == node.incarnation) {
             return;
         }
         let (store, incarnation) = (StoreUuid(u128::from(server.0)), node.incarnation);
-        let position = replica.position();
+        let positions = node.replicas.iter().map(|(pg, replica)| (*pg, replica.position())).collect();
         let clean = node.clean;
         node.registered = true;
         node.clean = true;
         let before = self.meta.epoch;
-        self.meta.register(now, server, store, incarnation, clean, position);
+        self.meta.register(now, server, (store, incarnation), clean, positions);
         let epoch = self.meta.epoch;
         self.publish(before);
         self.at(2, Event::Lease { server, incarnation, sent: now, epoch });
@@ -659,7 +732,17 @@ impl World {
     fn publish(&mut self, before: u64) {
         if self.meta.epoch != before {
             if self.trace {
-                println!("{} configuration {:?}", self.now, self.meta.config);
+                println!("{} configurations {:?}", self.now, self.meta.groups);
+            }
+            let map = Rc::new(self.meta.map());
+            for client in 0..self.client_maps.len() {
+                if self.faults.split {
+                    let late = if self.rng.chance(300) { 3000 } else { 5 };
+                    let delay = self.rng.below(late);
+                    self.at(delay, Event::ClientMap { client, map: map.clone() });
+                } else {
+                    self.client_maps[client] = map.clone();
+                }
             }
             for server in self.ids() {
                 self.send_map(server);
@@ -672,180 +755,78 @@ impl World {
             return;
         }
         let epoch = self.meta.epoch;
-        let view = GroupView {
-            config: self.meta.config.clone(),
+        let blocked = Rc::new(self.meta.blocked.clone());
+        let view = |config: &PgConfig| GroupView {
+            config: config.clone(),
             epoch: MapEpoch(epoch),
-            blocked: Rc::new(self.meta.blocked.clone()),
+            blocked: blocked.clone(),
             size: self.meta.size,
             min_size: self.meta.min_size,
             chunk_size: CHUNK,
+            pg_num: self.meta.pg_num,
+            restored_at: self.meta.restored_at,
             ..GroupView::default()
         };
+        let views = self.meta.groups.iter().map(|(pg, config)| (*pg, view(config))).collect();
         let incarnation = self.nodes[&server].incarnation;
         let delay = self.rng.latency();
-        self.at(delay, Event::Map { server, incarnation, epoch, view });
+        self.at(delay, Event::Map { server, incarnation, epoch, views });
     }
 
-    fn take_map(&mut self, server: DataServerId, incarnation: u64, epoch: u64, view: GroupView) {
+    fn take_map(
+        &mut self,
+        server: DataServerId,
+        incarnation: u64,
+        epoch: u64,
+        views: BTreeMap<PgId, GroupView>,
+    ) {
         let node = self.node(server);
         if node.incarnation != incarnation || node.map_epoch >= epoch {
             return;
         }
         node.map_epoch = epoch;
         node.settle_leases();
-        self.with(server, |replica, cx| replica.handle_view(cx, view));
+        node.views = views.clone();
+        for (pg, view) in views {
+            if view.config.member(server).is_some() {
+                self.ensure(server, pg);
+            }
+            self.with(server, pg, |replica, cx| replica.handle_view(cx, view));
+        }
+    }
+
+    fn tell_client(&mut self, client: usize, map: Rc<ClusterMap>) {
+        if self.client_maps[client].epoch < map.epoch {
+            self.client_maps[client] = map;
+        }
     }
 
     fn client_step(&mut self, client: usize) {
-        let outbound = self.clients.step(client, self.now, &mut self.rng);
+        let maps = (self.client_maps[client].clone(), self.meta.map());
+        let outbound = self.clients.step(client, self.now, &mut self.rng, (&maps.0, &maps.1));
         match outbound {
-            Outbound::Send { attempt, body, payload } => {
+            Outbound::Send { attempt, pg, primary, body, payload } => {
                 let guess = self.rng.chance(100);
                 let ids = self.ids();
                 let any = ids[self.rng.below(ids.len() as u64) as usize];
-                let server = if guess { any } else { self.meta.config.primary.unwrap_or(any) };
+                let server = if guess { any } else { primary.unwrap_or(any) };
                 if !self.rng.chance(5) {
                     let delay = self.rng.latency();
-                    self.at(delay, Event::Request { server, client, attempt, body, payload });
+                    self.at(delay, Event::Request { server, pg, client, attempt, body, payload });
                 }
                 self.at(400, Event::ClientStep(client));
             }
+            Outbound::NoRoute => self.at(400, Event::ClientStep(client)),
             Outbound::Nothing => {}
         }
-    }
-
-    /// Fences a client's session: from the answer on, others that heard of it see nothing new of it.
-    pub(super) fn fence(&mut self, client: usize) {
-        let before = self.meta.epoch;
-        let session = self.clients.session(client);
-        let epoch = self.meta.fence(session);
-        self.clients.fenced(client, epoch, self.now);
-        self.publish(before);
-    }
-
-    fn fault(&mut self) {
-        if self.faults.every_ms == 0 {
-            return;
-        }
-        self.faults_seen += 1;
-        let ids = self.ids();
-        let one = ids[self.rng.below(ids.len() as u64) as usize];
-        let other = ids[self.rng.below(ids.len() as u64) as usize];
-        let kind = self.rng.below(if self.faults.resize { 12 } else { 11 });
-        if self.trace {
-            println!("{} fault {kind} {one} {other}", self.now);
-        }
-        match kind {
-            0 => {
-                let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, false, for_ms);
-            }
-            1 => {
-                let for_ms = 20 + self.rng.below(100);
-                self.stop(one, false, for_ms);
-            }
-            2 if self.faults.power_loss && self.may_lose_power(one) => {
-                let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, true, for_ms);
-            }
-            3 => {
-                let for_ms = 100 + self.rng.below(4000);
-                self.node(one).paused_until = self.now + for_ms;
-            }
-            4 if one != other => self.cut_link(one, other, 1),
-            5 if one != other => {
-                let for_ms = 50 + self.rng.below(3000);
-                self.cut_link(one, other, for_ms);
-            }
-            6 => {
-                let until = self.now + 50 + self.rng.below(5000);
-                self.lonely.insert(one, until);
-            }
-            7 => {
-                let before = self.meta.epoch;
-                self.meta.move_primary(one);
-                self.publish(before);
-            }
-            8 if self.nodes[&one].replica.is_some() => {
-                let incarnation = self.nodes[&one].incarnation;
-                let node = self.node(one);
-                node.store.busy = true;
-                node.room_scheduled = true;
-                let delay = 5 + self.rng.below(200);
-                self.at(delay, Event::Room(one, incarnation));
-            }
-            9 if self.faults.damage => self.damage(one),
-            11 if self.faults.resize => {
-                let size = 2 + self.rng.below(ids.len() as u64 - 1);
-                let min_size = 2 + self.rng.below(size - 1);
-                let before = self.meta.epoch;
-                self.meta.set_pool(size as usize, min_size as usize);
-                self.publish(before);
-            }
-            10 => {
-                if let Some(client) = self.clients.to_fence(&mut self.rng) {
-                    self.fence(client);
-                }
-            }
-            _ => {}
-        }
-        let delay = 1 + self.rng.below(2 * self.faults.every_ms);
-        self.at(delay, Event::Fault);
-    }
-
-    /// One machine at a time, with no other fault that takes bytes: what was not synced survives any one server,
-    /// not any two.
-    fn may_lose_power(&self, server: DataServerId) -> bool {
-        let intact = |(id, node): (&DataServerId, &Node)| {
-            let complete = node.replica.as_ref().is_none_or(Replica::is_complete);
-            (*id == server || (node.clean && complete)) && node.store.damaged.is_empty()
-        };
-        let others = self.meta.config.certain().filter(|m| m.server != server);
-        let settled = self.meta.config.in_sync.iter().all(|m| !m.uncertain);
-        settled && others.count() >= 1 && self.nodes.iter().all(intact)
-    }
-
-    /// Damages an object on one server, if all others in sync are intact.
-    fn damage(&mut self, server: DataServerId) {
-        let intact = self.nodes.iter().all(|(id, node)| *id == server || node.store.damaged.is_empty());
-        let uncertain = self.nodes.values().any(|node| !node.clean);
-        if !intact || uncertain || !self.meta.is_healthy() {
-            return;
-        }
-        let keys: Vec<_> = self.nodes[&server].store.objects().keys().copied().collect();
-        if !keys.is_empty() {
-            let key = keys[self.rng.below(keys.len() as u64) as usize];
-            self.node(server).store.damaged.insert(key);
-        }
-    }
-
-    fn stop(&mut self, server: DataServerId, power_loss: bool, restart_after: u64) {
-        if self.nodes[&server].replica.is_none() {
-            return;
-        }
-        for other in self.ids().into_iter().filter(|other| *other != server) {
-            *self.links.entry(pair(server, other)).or_default() += 1;
-            self.with(other, |replica, cx| replica.handle_link(cx, server, false));
-        }
-        let least = self.nodes[&server].store.least_kept(power_loss);
-        let most = self.nodes[&server].store.submitted();
-        let keep = least + self.rng.below(most - least + 1);
-        let node = self.node(server);
-        node.store.crash(keep);
-        node.replica = None;
-        node.tokens.clear();
-        node.syncs.clear();
-        node.clean &= !power_loss;
-        node.sync_scheduled = false;
-        node.write_scheduled = false;
-        node.room_scheduled = false;
-        // Nothing that is under way may reach the next start.
-        node.incarnation += 1;
-        self.at(restart_after, Event::Restart(server));
     }
 }
 
 impl Node {
+    fn me(&self, server: DataServerId) -> Me {
+        Me { server, store: StoreUuid(u128::from(server.0)), incarnation: self.incarnation }
+    }
+
     /// A lease counts once the map is as new as its answer was.
     fn settle_leases(&mut self) {
         let map_epoch = self.map_epoch;

@@ -1,5 +1,6 @@
 //! The cluster map: data servers come and go, placement groups change configuration.
 
+use super::pool::PG_NUM_MAX;
 use super::{Prep, Result};
 use crate::state::key;
 use crate::state::layers::View;
@@ -184,11 +185,44 @@ impl Prep<'_> {
         let min_size = pool.map_or(1, |p| p.min_size) as usize;
         if *change == PgChange::Resign {
             self.resign(&mut config, from)?;
+        } else if let PgChange::Split { pg_num, holders } = change {
+            self.split(pg, &mut config, *pg_num, holders)?;
         } else {
             apply_change(&mut config, from, change, min_size)
                 .map_err(|why| MetaError::Refused(format!("group {pg}: {why}")))?;
         }
         self.put_group(pg, config);
+        Ok(())
+    }
+
+    /// The group's objects are shared out: the child comes into being with the same members. The pool has at least that
+    /// many groups then, also one that a backup restored as it was before.
+    fn split(
+        &mut self,
+        pg: PgId,
+        config: &mut PgConfig,
+        pg_num: u32,
+        holders: &[DataServerId],
+    ) -> Result<()> {
+        let Some(mut pool) = self.load::<Pool>(&key::map_pool(pg.pool))? else {
+            return Err(MetaError::Refused(format!("the pool of group {pg} does not exist")).into());
+        };
+        let from = config.pg_num;
+        let Some(child) = config.divide(pg.seed, pg_num, holders).filter(|_| pg_num <= PG_NUM_MAX) else {
+            let why = format!("group {pg} is at {from} groups and cannot be split for {pg_num}");
+            return Err(MetaError::Refused(why).into());
+        };
+        if pg_num > pool.pg_num {
+            pool.pg_num = pg_num;
+            self.draft.put(key::map_pool(pg.pool), encode(&pool));
+        }
+        let Some((seed, child)) = child else { return Ok(()) };
+        let child_pg = PgId { pool: pg.pool, seed };
+        if self.group(child_pg)?.is_some() {
+            let why = format!("group {child_pg} exists, group {pg} cannot be split into it");
+            return Err(MetaError::Refused(why).into());
+        }
+        self.put_group(child_pg, child);
         Ok(())
     }
 
@@ -291,6 +325,7 @@ fn apply_change(
             config.activated = true;
         }
         PgChange::Resign => return Err("who takes over is not decided here".into()),
+        PgChange::Split { .. } => return Err("two groups are not decided here".into()),
         PgChange::Drop(server) => {
             if *server == from {
                 return Err("a primary cannot drop itself".into());
@@ -339,7 +374,8 @@ mod tests {
 
     fn group() -> PgConfig {
         let in_sync = (1..=3).map(|server| member(server, false)).collect();
-        PgConfig { version: 1, primary: Some(DataServerId(1)), in_sync, learners: vec![], activated: true }
+        let primary = Some(DataServerId(1));
+        PgConfig { version: 1, primary, in_sync, learners: vec![], activated: true, pg_num: 4 }
     }
 
     fn start(server: u32, incarnation: u64, clean: bool) -> DataServerRegistration {

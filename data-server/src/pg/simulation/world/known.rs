@@ -11,14 +11,15 @@ impl World {
 
     /// The primary writes an object that no client knows.
     pub(in crate::pg::simulation) fn write_known(&mut self, inode: u64, number: u64) {
-        let Some(primary) = self.meta.config.primary else { return };
+        let Some(primary) = self.meta.config().primary else { return };
         let payload = Bytes::from(vec![inode as u8; CHUNK as usize - (inode % 7) as usize]);
         let request = protocol::RequestId { session: SessionId(9000), sequence: number, low_water: 0 };
         let object = protocol::ObjectId { pool: PG.pool, inode: protocol::InodeId(inode), chunk: 0 };
-        let context = protocol::data::ObjectContext { object, truncations: Vec::new(), fence: MapEpoch(0) };
+        let context =
+            protocol::data::ObjectContext { object, pg_num: 1, truncations: Vec::new(), fence: MapEpoch(0) };
         let body = DataRequest::Write { request, context, offset: 0, crc: crc32c::crc32c(&payload) };
         let token = RequestToken(u64::MAX - number);
-        self.with(primary, |replica, cx| replica.handle_request(cx, token, body, payload));
+        self.with(primary, PG, |replica, cx| replica.handle_request(cx, token, body, payload));
     }
 
     /// Objects of these inodes on a server.
@@ -46,8 +47,8 @@ impl World {
 
     /// Begins a deep scrub, if there is a primary.
     pub(in crate::pg::simulation) fn scrub(&mut self) {
-        if let Some(primary) = self.meta.config.primary {
-            self.with(primary, |replica, cx| {
+        if let Some(primary) = self.meta.config().primary {
+            self.with(primary, PG, |replica, cx| {
                 replica.handle_scrub_start(cx, true);
             });
         }
@@ -55,13 +56,13 @@ impl World {
 
     /// No scrub is under way.
     pub(in crate::pg::simulation) fn is_scrubbed(&self) -> bool {
-        let primary = self.meta.config.primary.and_then(|id| self.nodes[&id].replica.as_ref());
+        let primary = self.meta.config().primary.and_then(|id| self.nodes[&id].replicas.get(&PG));
         primary.is_some_and(|r| r.is_active() && !r.is_scrubbing() && !r.wants_credit())
     }
 
     /// What the primary says of scrubs.
     pub(in crate::pg::simulation) fn scrub_record(&self) -> Option<protocol::replication::ScrubRecord> {
-        let primary = self.meta.config.primary.and_then(|id| self.nodes[&id].replica.as_ref());
+        let primary = self.meta.config().primary.and_then(|id| self.nodes[&id].replicas.get(&PG));
         Some(primary?.report()?.scrub)
     }
 
@@ -69,28 +70,49 @@ impl World {
     pub(in crate::pg::simulation) fn describe(&self) -> String {
         let node = |(id, node): (&DataServerId, &Node)| {
             let lease = node.lease_until;
-            let state = node.replica.as_ref().map(Replica::describe);
+            let state: Vec<String> = node
+                .replicas
+                .iter()
+                .map(|(pg, replica)| format!("\n  {pg}: {}", replica.describe()))
+                .collect();
             format!(
-                "server {id} (incarnation {}, lease {lease}, now {}): {state:?}",
-                node.incarnation, self.now
+                "server {id} (incarnation {}, lease {lease}, now {}): {}",
+                node.incarnation,
+                self.now,
+                state.concat()
             )
         };
         self.nodes.iter().map(node).collect::<Vec<_>>().join("\n")
     }
 
-    /// What differs between the in-sync members, if something does.
+    /// What differs between the in-sync members of a group, or is where it does not belong, if something is.
     pub(in crate::pg::simulation) fn divergence(&self) -> Option<String> {
-        let members: Vec<DataServerId> = self.meta.config.in_sync.iter().map(|m| m.server).collect();
+        self.meta.groups.iter().find_map(|(pg, config)| self.divergence_of(*pg, config))
+    }
+
+    fn divergence_of(&self, pg: PgId, config: &PgConfig) -> Option<String> {
+        let objects = |server: &DataServerId| -> Objects {
+            let all = self.nodes[server].store.objects().iter();
+            all.filter(|(key, _)| key.pg == pg.to_u64()).map(|(k, o)| (*k, o.clone())).collect()
+        };
+        let members: Vec<DataServerId> = config.in_sync.iter().map(|m| m.server).collect();
         let (first, others) = members.split_first()?;
-        let expected = self.nodes[first].store.objects();
+        let expected = objects(first);
+        let belongs = |key: &&crate::store::ObjectKey| {
+            let (inode, chunk) = (protocol::InodeId(key.inode), key.chunk);
+            protocol::ObjectId { pool: pg.pool, inode, chunk }.pg(config.pg_num) == pg
+        };
+        if let Some(key) = expected.keys().find(|key| !belongs(key)) {
+            return Some(format!("{key} on server {first} belongs to another group"));
+        }
         for other in others {
-            let objects = self.nodes[other].store.objects();
+            let objects = objects(other);
             if objects != expected {
                 let differing = expected.iter().find(|(key, object)| objects.get(key) != Some(object));
                 let extra = objects.iter().find(|(key, _)| !expected.contains_key(key));
                 let there = differing.and_then(|(key, _)| objects.get(key));
                 return Some(format!(
-                    "servers {first} and {other} differ: {differing:?} {there:?} {extra:?}"
+                    "group {pg}: servers {first} and {other} differ: {differing:?} {there:?} {extra:?}"
                 ));
             }
         }
