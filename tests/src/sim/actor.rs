@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, Push};
+use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, Push, WriteOp};
 use protocol::{InodeId, SessionId};
 use zab::PeerId;
 
@@ -458,7 +458,10 @@ impl Client {
         response: MetaResponse,
         stage: &mut Stage<'_>,
     ) -> Result<(), String> {
-        if matches!(response, Err(MetaError::Overloaded | MetaError::Busy)) {
+        let is_try = matches!(&self.work[index], Some(Work { ask: Ask::Write(WriteOp::Defer(_)), .. }));
+        if matches!(response, Err(MetaError::Overloaded))
+            || (matches!(response, Err(MetaError::Busy)) && !is_try)
+        {
             let again = stage.time + stage.rng.between(5, 100);
             if let Some(work) = &mut self.work[index] {
                 (work.call, work.send_at) = (None, again);
@@ -527,11 +530,13 @@ impl Client {
     }
 
     pub(crate) fn pushed(&mut self, push: &Push, stage: &mut Stage<'_>) -> Result<(), String> {
-        if let Push::Settle(inode) = push {
-            self.times.asked(*inode);
-            return self.tick(stage);
+        match push {
+            Push::Settle(inode) => self.times.asked(*inode),
+            Push::RecallHold(inode) => self.times.recalled(*inode),
+            _ => {}
         }
         let mut scene = Self::scene(self.id, (self.session, self.valid_until), stage);
-        self.locks.pushed(&mut scene, push)
+        self.locks.pushed(&mut scene, push)?;
+        self.tick(stage)
     }
 }

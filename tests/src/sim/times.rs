@@ -18,6 +18,7 @@ struct Shared {
     /// The newest truncation, once the file is in chunks.
     truncate_seq: Option<u64>,
     is_held: bool,
+    is_inline: bool,
     may_defer: bool,
     /// Questions of the leader so far.
     asked: u64,
@@ -26,6 +27,8 @@ struct Shared {
     settled: u64,
     /// A settlement is to be sent, and whether it gives the right back.
     due: Option<bool>,
+    /// The hold is to be given back.
+    is_recalled: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +49,16 @@ enum Step {
 pub(crate) struct Times {
     files: BTreeMap<u64, Shared>,
     under_way: Option<(u64, Step, u64)>,
-    /// A settlement on its way: of which file, up to which overwrite, and whether it gives the right back.
-    settling: Option<(u64, u64, bool)>,
+    /// What is on its way beside that: of which file, and what.
+    settling: Option<(u64, Giving)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Giving {
+    /// Times up to this overwrite, and the right with them if it is done.
+    Times { upto: u64, done: bool },
+    /// The hold.
+    Hold,
 }
 
 fn commit(inode: InodeId, truncate_seq: u64) -> Ask {
@@ -61,33 +72,61 @@ impl Times {
     }
 
     pub(crate) fn has_settlement(&self) -> bool {
-        self.settling.is_none() && self.files.values().any(|file| file.due.is_some())
+        self.settling.is_none() && self.next_giving().is_some()
+    }
+
+    /// What is to be sent next, of which file. Only the hold waits for requests that use it.
+    fn next_giving(&self) -> Option<(u64, Giving)> {
+        let is_used = |number: u64| {
+            let uses = |step: &Step| matches!(step, Step::Hold | Step::Spill | Step::Defer { .. });
+            self.under_way.as_ref().is_some_and(|(other, step, _)| *other == number && uses(step))
+        };
+        let giving = |(number, file): (&u64, &Shared)| match file.due {
+            Some(done) => Some((*number, Giving::Times { upto: file.written, done })),
+            None if file.is_recalled && !is_used(*number) => Some((*number, Giving::Hold)),
+            None => None,
+        };
+        self.files.iter().find_map(giving)
     }
 
     /// The next settlement. It waits for nothing but its turn.
     pub(crate) fn next_settlement(&mut self) -> Option<Ask> {
-        if self.settling.is_some() {
-            return None;
-        }
-        let (number, file) = self.files.iter_mut().find(|(_, file)| file.due.is_some())?;
-        let (inode, done) = (file.inode?, file.due.take()?);
-        let changed = file.settled < file.written;
-        file.may_defer &= !done;
-        self.settling = Some((*number, file.written, done));
-        Some(Ask::Write(WriteOp::Settle { inode, changed, done }))
+        let (number, giving) = self.next_giving().filter(|_| self.settling.is_none())?;
+        let file = self.files.get_mut(&number)?;
+        let inode = file.inode?;
+        self.settling = Some((number, giving));
+        Some(Ask::Write(match giving {
+            Giving::Times { done, .. } => {
+                file.due = None;
+                file.may_defer &= !done;
+                WriteOp::Settle { inode, changed: file.settled < file.written, done }
+            }
+            Giving::Hold => WriteOp::ReleaseHold { inode, dirty: false },
+        }))
     }
 
     pub(crate) fn settlement_done(&mut self, outcome: &Outcome) -> Result<(), String> {
-        let Some((number, upto, _)) = self.settling.take() else {
+        let Some((number, giving)) = self.settling.take() else {
             return Err("a settlement that nobody sent".to_owned());
         };
         match outcome {
             Outcome::Reply(MetaReply::Done) | Outcome::Unknown => {}
-            other => return Err(format!("a settlement was answered by {other:?}")),
+            other => return Err(format!("{giving:?} was answered by {other:?}")),
         }
         let file = self.files.entry(number).or_default();
-        file.settled = file.settled.max(upto);
+        match giving {
+            Giving::Times { upto, .. } => file.settled = file.settled.max(upto),
+            Giving::Hold => (file.is_held, file.is_recalled) = (false, false),
+        }
         Ok(())
+    }
+
+    /// Somebody else wants the hold of a file.
+    pub(crate) fn recalled(&mut self, inode: InodeId) {
+        self.asked(inode);
+        for file in self.files.values_mut().filter(|file| file.inode == Some(inode)) {
+            file.is_recalled = true;
+        }
     }
 
     /// The leader asks for the times of a file.
@@ -104,34 +143,39 @@ impl Times {
             return None;
         }
         let number = scene.rng.below(FILES);
-        let gives_back = self.settling.is_some_and(|(other, _, done)| other == number && done);
+        let gives_back = self.settling.is_some_and(|(other, _)| other == number);
         let file = self.files.entry(number).or_default();
         let name = EntryName::new(format!("t{number}").into_bytes()).expect("a short plain name");
         let (step, ask) = match (file.inode, file.truncate_seq) {
             (None, _) => (Step::Find, Ask::Read(ReadOp::Lookup { parent: InodeId::ROOT, name })),
-            (Some(inode), None) if !file.is_held => (Step::Hold, Ask::Write(WriteOp::Hold(inode))),
+            (Some(_), _) if file.is_recalled => return None,
+            (Some(inode), None) if file.is_inline && !file.is_held => {
+                (Step::Hold, Ask::Write(WriteOp::Hold(inode)))
+            }
             (Some(inode), None) => (Step::View, Ask::Read(ReadOp::View { inode, known: 0 })),
             (Some(inode), Some(seq)) => {
                 let is_settled = file.settled == file.written && file.due.is_none() && !gives_back;
-                match scene.rng.below(10) {
-                    0..5 if file.may_defer && scene.time < scene.valid_until => {
+                match (file.may_defer, scene.rng.below(10)) {
+                    (true, 0..5) if scene.time < scene.valid_until => {
                         let seen = scene.oracle.times_seen(inode);
                         scene.oracle.overwritten(inode, seen, scene.time);
                         scene.oracle.deferred += 1;
                         file.written += 1;
                         return None;
                     }
-                    5..7 if file.may_defer => {
+                    (true, 5..7) => {
                         file.due = Some(scene.rng.chance(300));
                         return None;
                     }
-                    0..3 if is_settled && !file.may_defer => {
+                    (true, 7) | (false, 0..2) => {
+                        (Step::Overwrite { seen: scene.oracle.times_seen(inode) }, commit(inode, seq))
+                    }
+                    (false, 2..5) if is_settled => {
                         (Step::Defer { asked: file.asked }, Ask::Write(WriteOp::Defer(inode)))
                     }
-                    3 if is_settled && !file.may_defer && file.is_held => {
+                    (false, 5) if is_settled && file.is_held => {
                         (Step::Release, Ask::Write(WriteOp::ReleaseHold { inode, dirty: false }))
                     }
-                    4..6 => (Step::Overwrite { seen: scene.oracle.times_seen(inode) }, commit(inode, seq)),
                     _ if is_settled => (Step::Look, Ask::Read(ReadOp::Getattr(inode))),
                     _ => return None,
                 }
@@ -177,6 +221,7 @@ impl Times {
             }
             (Step::View, Outcome::Reply(MetaReply::View(view))) => file.note(view),
             (Step::Release, Outcome::Reply(MetaReply::Done)) => file.is_held = false,
+            (Step::Defer { .. }, Outcome::Error(MetaError::Busy | MetaError::Respill)) => {}
             (Step::Defer { asked }, Outcome::Reply(MetaReply::View(view))) => {
                 file.is_held = true;
                 file.note(view);
@@ -203,6 +248,7 @@ impl Times {
 
 impl Shared {
     fn note(&mut self, view: &FileView) {
+        self.is_inline = view.layout != Layout::Chunks;
         self.truncate_seq = (view.layout == Layout::Chunks).then(|| view.truncate_seq());
     }
 }
