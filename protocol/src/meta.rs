@@ -182,7 +182,8 @@ pub enum ReadOp {
         /// Name in it.
         name: EntryName,
     },
-    /// → [`MetaReply::Attr`]
+    /// → [`MetaReply::Attr`], or [`MetaError::Busy`] while another session may have times of it to commit, which is
+    /// asked to do so; likewise [`ReadOp::Lookup`].
     Getattr(InodeId),
     /// Where the bytes are → [`MetaReply::View`], or [`MetaReply::Unchanged`] if `data_revision` and
     /// attributes' ctime are as given.
@@ -194,7 +195,8 @@ pub enum ReadOp {
     },
     /// → [`MetaReply::Bytes`]
     Readlink(InodeId),
-    /// Entries after `cookie` (0 from the start) in stable order → [`MetaReply::Entries`]
+    /// Entries after `cookie` (0 from the start) in stable order → [`MetaReply::Entries`]. Their attributes are committed
+    /// ones: times of a file that a session overwrites may be newer ([`WriteOp::Defer`]), and [`ReadOp::Getattr`] tells.
     Readdir {
         /// Directory.
         inode: InodeId,
@@ -401,6 +403,20 @@ pub enum WriteOp {
     BreakLock {
         /// Name under `.zabfs/locks`.
         name: EntryName,
+    },
+    /// The right to overwrite a file in chunks and commit its times later, by [`WriteOp::Settle`], together with the hold
+    /// → [`MetaReply::View`]. [`MetaError::Busy`] if another session has the hold, which is not asked for it, or
+    /// [`MetaError::Respill`] if the file is in its znode. The right lasts as long as the hold, until it is given back,
+    /// or until [`Push::Settle`] asks for it. Expiry sets the times, as nobody knows what the session had written.
+    Defer(InodeId),
+    /// Commits times that were deferred → [`MetaReply::Done`]. Without the right it does nothing.
+    Settle {
+        /// The file.
+        inode: InodeId,
+        /// Something was overwritten since the last time: mtime and ctime become that of this transaction.
+        changed: bool,
+        /// The right is given back.
+        done: bool,
     },
 }
 
@@ -729,6 +745,9 @@ pub enum Push {
     Map(MapDelta),
     /// The session has expired.
     SessionExpired,
+    /// Somebody wants to know the times of this file: commit what is deferred, and defer nothing more. This waits for
+    /// nothing else.
+    Settle(InodeId),
 }
 
 /// Who a client is, for people.

@@ -256,7 +256,7 @@ impl Session {
                 driver.end_lease();
                 Err(MetaError::SessionExpired.into())
             }
-            Push::LockGranted { .. } | Push::RecallHold(_) => Ok(()),
+            Push::LockGranted { .. } | Push::RecallHold(_) | Push::Settle(_) => Ok(()),
         }
     }
 }

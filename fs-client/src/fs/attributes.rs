@@ -20,18 +20,19 @@ const ROOT_PATIENCE: Duration = Duration::from_millis(420);
 const BLOCK_SIZE: u32 = 4096;
 
 impl ZabFs {
-    pub(super) async fn getattr(&self, node: u64) -> Answer {
+    pub(super) async fn getattr(self: &Rc<Self>, node: u64) -> Answer {
         Ok(Reply::Attributes(self.attr(node).await?, UNCACHED))
     }
 
-    pub(super) async fn statx(&self, node: u64) -> Answer {
+    pub(super) async fn statx(self: &Rc<Self>, node: u64) -> Answer {
         Ok(Reply::Statx(self.attr(node).await?, UNCACHED))
     }
 
-    async fn attr(&self, node: u64) -> Result<Attr, Errno> {
+    async fn attr(self: &Rc<Self>, node: u64) -> Result<Attr, Errno> {
         if node == ROOT_NODE {
             return self.root_attr().await;
         }
+        self.settle_inode(self.inode(node)).await;
         expect_attr(self.meta.read(ReadOp::Getattr(self.inode(node))).await?, "a getattr")
     }
 
@@ -66,6 +67,8 @@ impl ZabFs {
         }
         let size = change.size;
         let change = wanted(change);
+        // What was overwritten before must not get a later time than what is set now.
+        self.settle_inode(self.inode(node)).await;
         let attr = match size {
             Some(_) => self.resize(node, change).await?,
             None => {

@@ -13,7 +13,7 @@
 //! | [`special`](crate::special) | everything below `.zabfs` |
 //!
 //! Coherence. Until there are leases nothing is cached that another mount could find stale: names and attributes
-//! are valid for no time, files are FOPEN_DIRECT_IO, nothing is deferred. A [`node::Node`] keeps a file's *view*
+//! are valid for no time, files are FOPEN_DIRECT_IO, nothing but times is deferred ([`deferral`]). A [`node::Node`] keeps a file's *view*
 //! (size, layout, truncations, inline bytes); each READ has the metadata leader confirm it while the data is on
 //! its way. The exception is the *hold*: while this session has it, no other session changes size or layout.
 //!
@@ -24,6 +24,7 @@
 mod allocate;
 mod attributes;
 mod commits;
+mod deferral;
 mod directory;
 mod handles;
 mod locking;
@@ -209,7 +210,7 @@ impl ZabFs {
                 self.release(handle, flock_unlock.then_some(lock_owner))
             }
             Operation::Flush { handle, lock_owner } => self.flush(node, handle, lock_owner).await,
-            Operation::Fsync { handle, .. } => self.fsync(node, handle).await,
+            Operation::Fsync { handle, data_only } => self.fsync(node, handle, data_only).await,
             Operation::SetXattr { name, value, flags, .. } => self.setxattr(node, name, &value, flags).await,
             Operation::GetXattr { name, size } => self.getxattr(node, name, size).await,
             Operation::ListXattr { size } => self.listxattr(node, size).await,

@@ -5,7 +5,7 @@ use super::{ClientId, Turn};
 use crate::state::layers::Disk;
 use crate::state::read::{ReadError, read};
 use protocol::identity::Role;
-use protocol::meta::{MetaError, MetaReply, MetaRequest, ReadOp, WriteOp};
+use protocol::meta::{MetaError, MetaReply, MetaRequest, Push, ReadOp, WriteOp};
 use protocol::{DataServerId, Errno, MapEpoch, SessionId};
 use zab::mutant;
 
@@ -206,6 +206,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
             Ok(reply) => Ok(Next::Reply(reply)),
             Err(ReadError::Errno(errno)) => Err(errno.into()),
             Err(ReadError::Store(error)) => Err(core.store_failed(&error)),
+            // The client asks again, so nothing has to be remembered here, and nothing waits in service.
+            Err(ReadError::Deferred { holder, inode, .. }) => {
+                self.send_pushes([(holder, Push::Settle(inode))]);
+                Err(MetaError::Busy)
+            }
         }
     }
 

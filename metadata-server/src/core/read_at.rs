@@ -79,6 +79,10 @@ impl<D: Disk, T> Core<D, T> {
         let answer = match found {
             Ok(reply) => ReadAnswer::of(reply).unwrap_or(ReadAnswer::Errno(Errno::EIO)),
             Err(ReadError::Errno(errno)) => ReadAnswer::Errno(errno),
+            // What was not committed at this revision is not part of it.
+            Err(ReadError::Deferred { committed, .. }) => {
+                ReadAnswer::of(*committed).unwrap_or(ReadAnswer::Errno(Errno::EIO))
+            }
             Err(ReadError::Store(error)) => return Err(self.store_failed(&error)),
         };
         Ok(MetaReply::ReadAt { revision, answer })

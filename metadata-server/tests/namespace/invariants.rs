@@ -177,6 +177,10 @@ fn check_sessions(tables: &Tables) {
         assert_eq!(tables.inodes[&inode].attr.kind, FileKind::File);
         owned.insert(key::owned_hold(session, inode));
     }
+    for (id, inode) in &tables.inodes {
+        let holder = tables.rows.get(&key::hold(*id)).map(|row| decode::<SessionId>(row));
+        assert!(inode.deferred_by.is_none_or(|owner| holder == Some(owner)), "{id}: only a holder defers");
+    }
     for (key, _) in tables.of(key::PIN) {
         let (inode, session) = (InodeId(number(key, 1)), SessionId(number(key, 9)));
         assert!(tables.inodes.contains_key(&inode));
@@ -243,6 +247,8 @@ pub(crate) fn compare(view: &dyn View, model: &Model) {
     let holds: BTreeMap<_, SessionId> =
         tables.of(key::HOLD).map(|(k, v)| (InodeId(number(k, 1)), decode(v))).collect();
     assert_eq!(holds, model.holds);
+    let deferred = tables.inodes.iter().filter_map(|(id, inode)| Some((*id, inode.deferred_by?)));
+    assert_eq!(deferred.collect::<BTreeMap<_, _>>(), model.deferred);
 }
 
 fn compare_inode(tables: &Tables, model: &Model, id: InodeId, node: &Node) {

@@ -4,6 +4,7 @@
 //! leaves its changes in the draft; the first error abandons the draft, so no operation happens by half.
 
 pub(crate) mod data;
+mod deferral;
 pub(crate) mod lock;
 mod map;
 mod name;
@@ -108,6 +109,8 @@ impl<'a> Prep<'a> {
             }
             WriteOp::CancelWait { resource, waiter } => self.cancel_wait(session, resource, *waiter),
             WriteOp::BreakLock { name } => self.break_lock(name),
+            WriteOp::Defer(inode) => self.defer(session, *inode),
+            WriteOp::Settle { inode, changed, done } => self.settle(session, *inode, *changed, *done),
         }
     }
 

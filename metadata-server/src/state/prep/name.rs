@@ -306,6 +306,7 @@ impl Prep<'_> {
             children_version: 0,
             acl_version: 0,
             ephemeral_owner: None,
+            deferred_by: None,
         }
     }
 

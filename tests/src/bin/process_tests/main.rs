@@ -22,6 +22,7 @@ mod recovery;
 mod scene;
 mod security;
 mod suites;
+mod times;
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -96,6 +97,7 @@ fn all() -> Vec<Test> {
         programs::TESTS,
         suites::TESTS,
         coherence::TESTS,
+        times::TESTS,
         locks::TESTS,
         security::TESTS,
         bounds::TESTS,
