@@ -15,11 +15,13 @@ use std::net::SocketAddr;
 
 mod answer;
 mod backup;
+mod fsck;
 mod pool;
 mod status;
 
 pub use answer::ReadAnswer;
 pub use backup::BackupHead;
+pub use fsck::{FSCK_NAMES_MAX, FSCK_ROWS_MAX, FsckAnswer, FsckFile, FsckMend, FsckProblem, FsckRequest};
 pub use pool::{POOL_XATTR, PoolChange, PoolSettings, PoolStatus};
 pub use status::{
     ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, ScrubSummary, SessionStatus,
@@ -169,6 +171,8 @@ pub enum MetaRequest {
         /// What to read: anything but space and waits of a session, which only the leader knows.
         op: ReadOp,
     },
+    /// A question of a check of the whole filesystem → [`MetaReply::Fsck`]. Administrators only.
+    Fsck(FsckRequest),
 }
 
 /// Reads; all of them linearizable.
@@ -653,6 +657,8 @@ pub enum MetaReply {
         /// What the read is answered with. Never itself a `ReadAt`.
         answer: ReadAnswer,
     },
+    /// Answer to [`MetaRequest::Fsck`].
+    Fsck(Box<FsckAnswer>),
 }
 
 /// Why a metadata server did not do it.

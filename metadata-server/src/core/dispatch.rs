@@ -117,6 +117,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
                 let scrubs = groups.map(|(server, pg, report)| (pg, server, report)).collect();
                 Ok(Next::Reply(MetaReply::Scrubs(scrubs)))
             }
+            MetaRequest::Fsck(request) => self.fsck(request),
             MetaRequest::Sync => self.confirm(Step::Synced),
             MetaRequest::Backup => self.confirm(Step::Backup),
             MetaRequest::Status
@@ -159,6 +160,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
             }
             MetaRequest::ChangeMetadataServers(_) if peer.role != Role::Admin => {
                 refuse("only administrators change who the metadata servers are")
+            }
+            MetaRequest::Fsck(_) if peer.role != Role::Admin => {
+                refuse("only administrators check the filesystem")
             }
             MetaRequest::Backup | MetaRequest::BackupNext if peer.role != Role::Admin => {
                 refuse("only administrators make backups")

@@ -107,8 +107,9 @@ impl Primary {
                 self.begin_sync(g, token);
                 Ok(())
             }
-            DataRequest::Scrub { .. } => {
-                Err(DataError::Malformed("a scrub is no operation on objects".to_owned()).into())
+            DataRequest::Scrub { .. } | DataRequest::List { .. } => {
+                Err(DataError::Malformed("neither a scrub nor a list is an operation on objects".to_owned())
+                    .into())
             }
             DataRequest::TrimInode { inode, chunk_size, truncations, floor, .. } => {
                 self.trim(g, cx, token, *inode, *chunk_size, truncations, *floor)
@@ -401,7 +402,7 @@ fn touched(body: &DataRequest) -> Option<Unit> {
         | DataRequest::Write { context, .. }
         | DataRequest::Zero { context, .. } => Some(Unit::Object(group_object(context))),
         DataRequest::TrimInode { inode, .. } => Some(Unit::Inode(*inode)),
-        DataRequest::Sync { .. } | DataRequest::Scrub { .. } => None,
+        DataRequest::Sync { .. } | DataRequest::Scrub { .. } | DataRequest::List { .. } => None,
     }
 }
 

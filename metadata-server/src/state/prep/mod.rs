@@ -6,6 +6,7 @@
 pub(crate) mod data;
 pub(crate) mod lock;
 mod map;
+pub mod mend;
 mod name;
 mod node;
 pub(crate) mod pool;
