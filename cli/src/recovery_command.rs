@@ -106,6 +106,8 @@ mod tests {
             recovery,
             scrub: ScrubSummary::default(),
             pools: vec![],
+            full_ratios: Default::default(),
+            warnings: vec![],
         }
     }
 

@@ -24,7 +24,8 @@ pub use backup::BackupHead;
 pub use fsck::{FSCK_NAMES_MAX, FSCK_ROWS_MAX, FsckAnswer, FsckFile, FsckMend, FsckProblem, FsckRequest};
 pub use pool::{POOL_XATTR, PoolChange, PoolSettings, PoolStatus};
 pub use status::{
-    ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, ScrubSummary, SessionStatus,
+    ClusterStatus, DataServerStatus, FullRatios, MetadataServerStatus, RecoveryStatus, ScrubSummary,
+    SessionStatus,
 };
 
 /// Default session timeout in milliseconds.
@@ -171,6 +172,8 @@ pub enum MetaRequest {
         /// What to read: anything but space and waits of a session, which only the leader knows.
         op: ReadOp,
     },
+    /// When data servers count as full from now on. Administrators only.
+    SetFullRatios(FullRatios),
     /// A question of a check of the whole filesystem → [`MetaReply::Fsck`]. Administrators only.
     Fsck(FsckRequest),
 }
@@ -241,6 +244,8 @@ pub enum ReadOp {
     },
     /// Path of an inode by its oldest link, for people → [`MetaReply::Bytes`]
     Path(InodeId),
+    /// Space of the pool that the inode's files are in → [`MetaReply::Statfs`]
+    StatfsAt(InodeId),
 }
 
 /// Changes. Each is one transaction: all of it or nothing.
@@ -636,6 +641,8 @@ pub enum MetaReply {
         /// Committed map epoch when this was answered: the lease counts only once the server's map is at
         /// least here, so that a primary that does not know of its replacement cannot serve for longer than one timeout.
         map_epoch: MapEpoch,
+        /// When the server counts as full.
+        full_ratios: FullRatios,
     },
     /// Groups whose primaries have reported, each with the primary.
     Scrubs(Vec<(PgId, DataServerId, PgReport)>),

@@ -583,6 +583,6 @@ fn orphans_are_queued_for_deletion() {
 #[test]
 fn a_pass_takes_no_more_memory_than_is_said() {
     // A node of the map holds up to eleven facts and is at least half full but for the root.
-    let worst = (std::mem::size_of::<facts::Facts>() + 8) as u64 * 11 / 5;
+    let worst = (size_of::<facts::Facts>() + 8) as u64 * 11 / 5;
     assert!(worst <= BYTES_PER_INODE, "{worst} bytes");
 }

@@ -198,12 +198,10 @@ impl Primary {
                 return Ok(());
             }
         }
-        self.check_writable(
-            g,
-            bytes.is_some() && (cx.store.is_full() || self.peers.values().any(|p| p.full)),
-        )?;
         let object = group_object(context);
         let info = g.copy.info(cx, object).map_err(|error| trouble(g, object, (offset, length), error))?;
+        let grows = bytes.is_some() && needs_space(info, offset + length);
+        self.check_writable(g, grows && (cx.store.is_full() || self.peers.values().any(|p| p.full)))?;
         let newest = check_fresh(g, &context.truncations, object, info)?;
         let cut = info.filter(|info| info.truncate_seq < newest).map(|info| {
             let cut =
@@ -352,6 +350,15 @@ impl Primary {
     }
 }
 
+/// Whether a write up to `end` may need space: not in an object without holes that has all of it already.
+fn needs_space(info: Option<ObjectInfo>, end: u32) -> bool {
+    let block = crate::store::BLOCK_BYTES as u64;
+    info.is_none_or(|info| {
+        let whole = info.size.next_multiple_of(block);
+        info.allocated_bytes < whole || u64::from(end) > whole
+    })
+}
+
 /// Refuses operations that know less than the object or its inode: their bytes belong to a file that was cut
 /// since. Returns the newest truncation that the operation knows.
 fn check_fresh(
@@ -408,4 +415,19 @@ fn touched(body: &DataRequest) -> Option<Unit> {
 
 fn group_object(context: &ObjectContext) -> GroupObject {
     GroupObject { inode: context.object.inode, chunk: context.object.chunk }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_writes_into_what_is_there_need_no_space() {
+        let info = |size, allocated_bytes| Some(ObjectInfo { size, allocated_bytes, ..ObjectInfo::default() });
+        assert!(needs_space(None, 10));
+        assert!(!needs_space(info(5000, 8192), 5000));
+        assert!(!needs_space(info(5000, 8192), 8192), "the last block has room");
+        assert!(needs_space(info(5000, 8192), 8193));
+        assert!(needs_space(info(5000, 4096), 10), "it has a hole");
+    }
 }
