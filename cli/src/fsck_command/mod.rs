@@ -36,6 +36,8 @@ const SUSPECTS_MAX: usize = 100_000;
 /// How often a file that is in use is looked at again, and how long after.
 const TRIES: usize = 5;
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// What is compared by listing objects.
+const OBJECTS: [Suspicion; 3] = [Suspicion::Orphans, Suspicion::Objects, Suspicion::Allocated];
 /// Lines of progress come this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
@@ -180,9 +182,8 @@ impl Run {
             last = Some(check.system);
         }
         if no_objects {
-            let objects = [Suspicion::Orphans, Suspicion::Objects, Suspicion::Allocated];
             for suspect in &mut suspects {
-                suspect.why.retain(|why| !objects.contains(why));
+                suspect.why.retain(|why| !OBJECTS.contains(why));
             }
             suspects.retain(|suspect| !suspect.why.is_empty());
         }
@@ -255,6 +256,8 @@ impl Run {
     async fn look_at_all(&mut self, suspects: Vec<Suspect>, names: &Names) -> anyhow::Result<()> {
         let total = suspects.len();
         let mut seen: BTreeSet<InodeId> = BTreeSet::new();
+        let is_about_objects = |suspect: &&Suspect| OBJECTS.iter().any(|why| suspect.why.contains(why));
+        let with_objects: Vec<Suspect> = suspects.iter().filter(is_about_objects).cloned().collect();
         let mut queue: VecDeque<Suspect> = suspects.into();
         let mut done = 0;
         while let Some(suspect) = queue.pop_front() {
@@ -267,7 +270,7 @@ impl Run {
                 queue.push_back(Suspect { inode, why: BTreeSet::new(), pools: BTreeSet::new() });
             }
         }
-        Ok(())
+        self.look_at_objects(with_objects).await
     }
 
     async fn look_at(
@@ -296,41 +299,46 @@ impl Run {
                 self.report.add(Some(inode), before.path.as_deref(), problem, Outcome::Left);
             }
         }
-        let objects = [Suspicion::Orphans, Suspicion::Objects, Suspicion::Allocated];
-        if objects.iter().any(|why| suspect.why.contains(why)) {
-            self.look_at_objects(suspect).await?;
-        }
         Ok(also)
     }
 
-    /// Lists the inode's objects between two looks at it that say the same, so that nothing is in flight.
-    async fn look_at_objects(&mut self, suspect: &Suspect) -> anyhow::Result<()> {
-        let inode = suspect.inode;
+    /// Compares objects of files, those that were in use again and again, each time a little later.
+    async fn look_at_objects(&mut self, mut suspects: Vec<Suspect>) -> anyhow::Result<()> {
         for attempt in 0..TRIES {
-            if attempt > 0 {
+            if attempt > 0 && !suspects.is_empty() {
                 tokio::time::sleep(TRY_AGAIN).await;
             }
-            let Some((path, wrong)) = self.compare_objects(suspect).await? else { continue };
-            let mut undone = false;
-            for (problem, mend) in wrong {
-                let mended = match mend {
-                    Some(mend) if self.repair => self.mend_objects(suspect, mend).await?,
-                    _ => Some(false),
-                };
-                match mended {
-                    Some(done) => {
-                        let outcome = if done { Outcome::Repaired } else { Outcome::Left };
-                        self.report.add(Some(inode), path.as_deref(), problem, outcome);
-                    }
-                    None => undone = true,
+            let mut in_use = Vec::new();
+            for suspect in suspects {
+                if !self.settle_objects(&suspect).await? {
+                    in_use.push(suspect);
                 }
+                self.progress(|| "comparing objects with their files".to_owned());
             }
-            if !undone {
-                return Ok(());
-            }
+            suspects = in_use;
         }
-        self.report.in_use += 1;
+        self.report.in_use = suspects.len() as u64;
         Ok(())
+    }
+
+    /// Lists the inode's objects between two looks at it that say the same, so that nothing is in flight. `false` if it
+    /// is in use.
+    async fn settle_objects(&mut self, suspect: &Suspect) -> anyhow::Result<bool> {
+        let Some((path, wrong)) = self.compare_objects(suspect).await? else { return Ok(false) };
+        let mut settled = true;
+        for (problem, mend) in wrong {
+            let mended = match mend {
+                Some(mend) if self.repair => self.mend_objects(suspect, mend).await?,
+                _ => Some(false),
+            };
+            let Some(mended) = mended else {
+                settled = false;
+                continue;
+            };
+            let outcome = if mended { Outcome::Repaired } else { Outcome::Left };
+            self.report.add(Some(suspect.inode), path.as_deref(), problem, outcome);
+        }
+        Ok(settled)
     }
 
     /// `None` if it is in use.

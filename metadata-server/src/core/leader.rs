@@ -342,9 +342,8 @@ mod tests {
         let mut memory = LeaderMemory::default();
         assert_eq!(memory.space(&map, PoolId(1), full), None, "nobody has reported");
         let mut report = |server, capacity, used, bytes| {
-            let groups = (0..2).map(|seed| {
-                (PgId { pool: PoolId(1), seed }, PgReport { bytes, ..PgReport::default() })
-            });
+            let groups = (0..2)
+                .map(|seed| (PgId { pool: PoolId(1), seed }, PgReport { bytes, ..PgReport::default() }));
             let report = DataServerReport { capacity, used, groups: groups.collect(), ..Default::default() };
             memory.reports.insert(DataServerId(server), report);
             memory.space(&map, PoolId(1), full).expect("somebody has reported")

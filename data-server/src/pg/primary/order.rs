@@ -423,7 +423,8 @@ mod tests {
 
     #[test]
     fn only_writes_into_what_is_there_need_no_space() {
-        let info = |size, allocated_bytes| Some(ObjectInfo { size, allocated_bytes, ..ObjectInfo::default() });
+        let info =
+            |size, allocated_bytes| Some(ObjectInfo { size, allocated_bytes, ..ObjectInfo::default() });
         assert!(needs_space(None, 10));
         assert!(!needs_space(info(5000, 8192), 5000));
         assert!(!needs_space(info(5000, 8192), 8192), "the last block has room");
