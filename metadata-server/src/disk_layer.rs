@@ -149,7 +149,10 @@ impl SnapshotSource for RowSource {
 }
 
 /// Takes the first row off `rows`; `None` at their end.
-pub(crate) fn next_row(rows: &mut Bytes) -> Result<Option<(Bytes, Bytes)>, &'static str> {
+///
+/// # Errors
+/// They are no rows.
+pub fn next_row(rows: &mut Bytes) -> Result<Option<(Bytes, Bytes)>, &'static str> {
     if rows.is_empty() {
         return Ok(None);
     }

@@ -93,6 +93,33 @@ pub enum DataRequest {
         /// Read every block of every copy.
         deep: bool,
     },
+    /// Objects of a group in order of inode and chunk → [`DataReply::Objects`]. Administrators only.
+    List {
+        /// The group.
+        pg: PgId,
+        /// Only those behind this inode and chunk.
+        after: Option<(InodeId, u32)>,
+        /// At most so many, and at most [`LIST_MAX`].
+        limit: u32,
+    },
+}
+
+/// Objects that one answer to [`DataRequest::List`] names at most.
+pub const LIST_MAX: u32 = 8192;
+
+/// An object of a group as [`DataRequest::List`] shows it; the answer's payload is a postcard list of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedObject {
+    /// The inode.
+    pub inode: InodeId,
+    /// Which of its chunks.
+    pub chunk: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Space that it occupies in one replica.
+    pub allocated: u64,
+    /// The newest truncation that it was cut by.
+    pub truncate_seq: u64,
 }
 
 /// A successful answer.
@@ -117,6 +144,13 @@ pub enum DataReply {
     },
     /// The scrubs have begun, or wait for others of this server to end.
     Scrubbing,
+    /// The payload is a postcard list of [`ListedObject`].
+    Objects {
+        /// crc32c of the payload.
+        crc: u32,
+        /// Nothing follows.
+        end: bool,
+    },
 }
 
 /// Why a data server did not do it. The first three ask the client to try again.

@@ -15,15 +15,17 @@ use std::net::SocketAddr;
 
 mod answer;
 mod backup;
+mod fsck;
 mod pool;
 mod status;
 
 pub use answer::ReadAnswer;
 pub use backup::BackupHead;
+pub use fsck::{FSCK_NAMES_MAX, FSCK_ROWS_MAX, FsckAnswer, FsckFile, FsckMend, FsckProblem, FsckRequest};
 pub use pool::{POOL_XATTR, PoolChange, PoolSettings, PoolStatus};
 pub use status::{
-    ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, Refusals, ScrubSummary,
-    SessionStatus,
+    ClusterStatus, DataServerStatus, FullRatios, MetadataServerStatus, RecoveryStatus, Refusals,
+    ScrubSummary, SessionStatus,
 };
 
 /// Default session timeout in milliseconds.
@@ -170,6 +172,10 @@ pub enum MetaRequest {
         /// What to read: anything but space and waits of a session, which only the leader knows.
         op: ReadOp,
     },
+    /// When data servers count as full from now on. Administrators only.
+    SetFullRatios(FullRatios),
+    /// A question of a check of the whole filesystem → [`MetaReply::Fsck`]. Administrators only.
+    Fsck(FsckRequest),
 }
 
 /// Reads; all of them linearizable.
@@ -240,6 +246,8 @@ pub enum ReadOp {
     },
     /// Path of an inode by its oldest link, for people → [`MetaReply::Bytes`]
     Path(InodeId),
+    /// Space of the pool that the inode's files are in → [`MetaReply::Statfs`]
+    StatfsAt(InodeId),
 }
 
 /// Changes. Each is one transaction: all of it or nothing.
@@ -649,6 +657,8 @@ pub enum MetaReply {
         /// Committed map epoch when this was answered: the lease counts only once the server's map is at
         /// least here, so that a primary that does not know of its replacement cannot serve for longer than one timeout.
         map_epoch: MapEpoch,
+        /// When the server counts as full.
+        full_ratios: FullRatios,
     },
     /// Groups whose primaries have reported, each with the primary.
     Scrubs(Vec<(PgId, DataServerId, PgReport)>),
@@ -670,6 +680,8 @@ pub enum MetaReply {
         /// What the read is answered with. Never itself a `ReadAt`.
         answer: ReadAnswer,
     },
+    /// Answer to [`MetaRequest::Fsck`].
+    Fsck(Box<FsckAnswer>),
 }
 
 /// Why a metadata server did not do it.

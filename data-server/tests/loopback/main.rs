@@ -86,6 +86,7 @@ impl World {
             capacity_bytes: Some(256 << 20),
             session_timeout_ms: 5000,
             boot_id: DataServerConfig::BOOT_ID_DEFAULT.into(),
+            store_memory_bytes: DataServerConfig::STORE_MEMORY_BYTES_DEFAULT,
             scrub_every: ScrubIntervals::default(),
         };
         let (stop, stopped) = oneshot::channel();

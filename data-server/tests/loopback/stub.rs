@@ -181,7 +181,12 @@ impl State {
             return Err(MetaError::SessionExpired);
         }
         let session = SessionId(u64::from(server.0));
-        Ok(MetaReply::DataSession { session, timeout_ms: 5000, map_epoch: self.map.epoch })
+        Ok(MetaReply::DataSession {
+            session,
+            timeout_ms: 5000,
+            map_epoch: self.map.epoch,
+            full_ratios: Default::default(),
+        })
     }
 
     fn propose(&mut self, pg: PgId, version: u64, change: &PgChange) -> MetaResponse {

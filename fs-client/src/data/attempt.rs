@@ -237,6 +237,7 @@ impl Patience {
                 DataRequest::Zero { context, .. } => format!("a hole in {}", context.object),
                 DataRequest::Sync { .. } | DataRequest::TrimInode { .. } => "a sync".to_owned(),
                 DataRequest::Scrub { .. } => "a scrub".to_owned(),
+                DataRequest::List { pg, .. } => format!("a list of the objects of group {pg}"),
             };
             tracing::warn!("{what} has waited for {} s: {why}; it goes on waiting", waited.as_secs());
         }

@@ -7,10 +7,12 @@ use crate::fuse::reply::Statfs;
 use crate::meta::MetaFailure;
 use protocol::meta::{self, MetaReply, ReadOp, SetTime, Space, WriteOp};
 use protocol::name::NAME_MAX;
-use protocol::{Attr, Errno};
+use protocol::{Attr, Errno, InodeId};
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Places whose space is remembered for when no server answers.
+const SPACES_MAX: usize = 1024;
 /// STATFS is answered from memory if no server answers in this time.
 const STATFS_PATIENCE: Duration = Duration::from_secs(1);
 /// Without a metadata server, the root's attributes are answered from memory after this time: a little more than
@@ -95,9 +97,9 @@ impl ZabFs {
 
     /// What is known is told at once when no server answers. A leader that no data server has reported to yet says 0:
     /// then too. Only a mount that never knew waits.
-    pub(crate) async fn statfs(&self) -> Answer {
-        let known = *self.space.borrow();
-        let asking = self.meta.read(ReadOp::Statfs);
+    pub(crate) async fn statfs(&self, at: InodeId) -> Answer {
+        let known = self.space.borrow().get(&at).copied();
+        let asking = self.meta.read(ReadOp::StatfsAt(at));
         let asked = match known {
             Some(_) => tokio::time::timeout(STATFS_PATIENCE, asking).await.ok(),
             None => Some(asking.await),
@@ -109,13 +111,17 @@ impl ZabFs {
             (Some(Err(failure)), None) => return Err(failure.into()),
             (_, None) => return Err(MetaFailure::Unexpected("a statfs").into()),
         };
-        self.space.replace(Some(space));
+        let mut spaces = self.space.borrow_mut();
+        if spaces.len() >= SPACES_MAX {
+            spaces.clear();
+        }
+        spaces.insert(at, space);
         Ok(Reply::Statfs(figures(space)))
     }
 
     /// Whether `bytes` more would surely not fit.
-    pub(super) async fn check_space(&self, bytes: u64) -> Result<(), Errno> {
-        let asked = tokio::time::timeout(STATFS_PATIENCE, self.meta.read(ReadOp::Statfs)).await;
+    pub(super) async fn check_space(&self, inode: InodeId, bytes: u64) -> Result<(), Errno> {
+        let asked = tokio::time::timeout(STATFS_PATIENCE, self.meta.read(ReadOp::StatfsAt(inode))).await;
         match asked {
             Ok(Ok(MetaReply::Statfs(space))) if space.total > 0 && bytes > space.free => Err(Errno::ENOSPC),
             _ => Ok(()),

@@ -8,8 +8,8 @@
 //! A question of the leader is answered at once: from then on overwrites commit their times themselves, also those that
 //! are on their way. Nothing is waited for, so data servers that are away keep nobody waiting who only wants to look.
 
-use super::node::Node;
 use super::ZabFs;
+use super::node::Node;
 use crate::meta::MetaFailure;
 use protocol::meta::{MetaReply, WriteOp};
 use protocol::{FileView, InodeId};

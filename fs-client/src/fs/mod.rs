@@ -52,6 +52,7 @@ use node::Nodes;
 use protocol::meta::{MetaReply, Space};
 use protocol::{Attr, Errno, InodeId};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -91,7 +92,7 @@ pub struct ZabFs {
     pub(crate) waiting: Waiting,
     pub(crate) special: Special,
     nodes: Nodes,
-    space: RefCell<Option<Space>>,
+    space: RefCell<BTreeMap<InodeId, Space>>,
     /// The root's attributes as they were seen last.
     root_seen: Cell<Option<Attr>>,
     /// Closings of handles that the metadata cluster has not acknowledged.
@@ -111,7 +112,7 @@ impl ZabFs {
             waiting,
             special: Special::default(),
             nodes: Nodes::default(),
-            space: RefCell::new(None),
+            space: RefCell::default(),
             root_seen: Cell::new(None),
             closings: Cell::new(0),
             closed: Notify::new(),
@@ -205,7 +206,7 @@ impl ZabFs {
             Operation::TmpFile { flags, mode, umask } => self.tmpfile(request, flags, mode & !umask).await,
             Operation::Read { handle, offset, size, .. } => self.read(node, handle, offset, size).await,
             Operation::Write(write) => self.write(node, write).await,
-            Operation::StatFs => self.statfs().await,
+            Operation::StatFs => self.statfs(self.inode(node)).await,
             Operation::Release { handle, lock_owner, flock_unlock, .. } => {
                 self.release(handle, flock_unlock.then_some(lock_owner))
             }

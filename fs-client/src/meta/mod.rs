@@ -22,6 +22,7 @@ pub mod backup;
 pub mod bench;
 mod connector;
 mod error;
+pub mod leader;
 mod link;
 mod locks;
 mod ordered;

@@ -34,7 +34,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
     pub(super) fn read_at(&mut self, at_least: Revision, op: ReadOp) -> Flow {
         let takes_part =
             matches!(self.core.role, Role::Leading { .. } | Role::Following { .. } | Role::Observing { .. });
-        if !takes_part || matches!(op, ReadOp::Statfs | ReadOp::WaitState { .. }) {
+        if !takes_part || matches!(op, ReadOp::Statfs | ReadOp::StatfsAt(_) | ReadOp::WaitState { .. }) {
             return Err(self.not_leader());
         }
         Ok(Next::At(at_least, op))

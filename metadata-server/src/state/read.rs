@@ -65,7 +65,7 @@ pub fn read(state: &dyn View, session: SessionId, op: &ReadOp, space: Space) -> 
             let keys = state.scan(&prefix, &key::prefix_end(&prefix), usize::MAX)?;
             Ok(MetaReply::Names(keys.into_iter().map(|(k, _)| k[prefix.len()..].to_vec()).collect()))
         }
-        ReadOp::Statfs => {
+        ReadOp::Statfs | ReadOp::StatfsAt(_) => {
             let counters: Counters = load(state, &key::system("counters"))?.unwrap_or_default();
             Ok(MetaReply::Statfs(Space { inodes: counters.inodes, ..space }))
         }

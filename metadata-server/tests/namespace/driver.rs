@@ -35,8 +35,9 @@ pub(crate) struct Step {
 }
 
 /// Steps that change bytes and sizes, and what gets in between.
-pub(crate) const DATA_STEPS: [u8; 27] =
-    [0, 6, 18, 19, 19, 20, 20, 22, 24, 24, 25, 26, 27, 28, 28, 29, 30, 32, 33, 33, 34, 35, 36, 37, 38, 39, 40];
+pub(crate) const DATA_STEPS: [u8; 27] = [
+    0, 6, 18, 19, 19, 20, 20, 22, 24, 24, 25, 26, 27, 28, 28, 29, 30, 32, 33, 33, 34, 35, 36, 37, 38, 39, 40,
+];
 
 /// Plays a list of steps and compares after each.
 pub(crate) fn play(steps: &[Step]) {

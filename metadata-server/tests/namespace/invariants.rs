@@ -3,6 +3,8 @@
 use super::model::{Model, Node};
 use super::runs::Runs;
 use super::world::{Disk, rows};
+use metadata_server::fsck::check::cycles;
+use metadata_server::fsck::{Checker, Part, Suspicion};
 use metadata_server::state::key;
 use metadata_server::state::layers::View;
 use metadata_server::state::prep::{DEFAULT_POOL, conflict};
@@ -67,6 +69,20 @@ pub(crate) fn check(view: &dyn View) {
     check_pools(&tables);
     check_sessions(&tables);
     check_locks(&tables);
+    check_fsck(&tables);
+}
+
+/// What a check of the whole filesystem would say: nothing, whatever happens meanwhile. Objects are not in these tests.
+fn check_fsck(tables: &Tables) {
+    let mut checker = Checker::new(Part::ALL);
+    tables.rows.iter().for_each(|(row, value)| checker.row(row, value, value.len()));
+    let check = checker.finish();
+    for suspect in check.suspects {
+        let why: Vec<_> = suspect.why.iter().filter(|why| **why != Suspicion::Allocated).collect();
+        assert!(why.is_empty(), "fsck suspects inode {} of {why:?}", suspect.inode);
+    }
+    assert_eq!(check.system.compare(&check.counts), [], "fsck counts");
+    assert_eq!(cycles(check.directories), [], "fsck finds cycles");
 }
 
 /// Every pool but the default one knows how many files and directories name it.

@@ -80,6 +80,9 @@ pub struct PoolStatus {
     pub objects: u64,
     /// Their bytes, replicas counted once.
     pub bytes: u64,
+    /// Bytes that can still be written to files in it until the first data server is full; `None` while no server that
+    /// holds any of it has reported.
+    pub available: Option<u64>,
     /// Files and directories that name it; `None` for the default pool, which has all that name no other.
     pub inodes: Option<u64>,
 }

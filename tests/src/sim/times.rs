@@ -196,7 +196,9 @@ impl Times {
         };
         match (step, outcome) {
             (_, Outcome::Unknown) => {}
-            (Step::Find | Step::Make, Outcome::Reply(MetaReply::Entry(attr))) => file.inode = Some(attr.inode),
+            (Step::Find | Step::Make, Outcome::Reply(MetaReply::Entry(attr))) => {
+                file.inode = Some(attr.inode)
+            }
             (Step::Find, Outcome::Error(MetaError::Errno(Errno::ENOENT))) => {
                 let name = EntryName::new(format!("t{number}").into_bytes()).expect("a short plain name");
                 let (parent, node) = (InodeId::ROOT, node(FileKind::File));

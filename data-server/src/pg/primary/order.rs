@@ -113,8 +113,9 @@ impl Primary {
                 self.begin_sync(g, token);
                 Ok(())
             }
-            DataRequest::Scrub { .. } => {
-                Err(DataError::Malformed("a scrub is no operation on objects".to_owned()).into())
+            DataRequest::Scrub { .. } | DataRequest::List { .. } => {
+                Err(DataError::Malformed("neither a scrub nor a list is an operation on objects".to_owned())
+                    .into())
             }
             DataRequest::TrimInode { inode, chunk_size, truncations, floor, .. } => {
                 self.trim(g, cx, token, *inode, *chunk_size, truncations, *floor)
@@ -203,12 +204,10 @@ impl Primary {
                 return Ok(());
             }
         }
-        self.check_writable(
-            g,
-            bytes.is_some() && (cx.store.is_full() || self.peers.values().any(|p| p.full)),
-        )?;
         let object = group_object(context);
         let info = g.copy.info(cx, object).map_err(|error| trouble(g, object, (offset, length), error))?;
+        let grows = bytes.is_some() && needs_space(info, offset + length);
+        self.check_writable(g, grows && (cx.store.is_full() || self.peers.values().any(|p| p.full)))?;
         let newest = check_fresh(g, &context.truncations, object, info)?;
         let cut = info.filter(|info| info.truncate_seq < newest).map(|info| {
             let cut =
@@ -358,6 +357,15 @@ impl Primary {
     }
 }
 
+/// Whether a write up to `end` may need space: not in an object without holes that has all of it already.
+fn needs_space(info: Option<ObjectInfo>, end: u32) -> bool {
+    let block = crate::store::BLOCK_BYTES as u64;
+    info.is_none_or(|info| {
+        let whole = info.size.next_multiple_of(block);
+        info.allocated_bytes < whole || u64::from(end) > whole
+    })
+}
+
 /// Refuses operations that know less than the object or its inode: their bytes belong to a file that was cut
 /// since. Returns the newest truncation that the operation knows.
 fn check_fresh(
@@ -408,7 +416,7 @@ fn touched(body: &DataRequest) -> Option<Unit> {
         | DataRequest::Write { context, .. }
         | DataRequest::Zero { context, .. } => Some(Unit::Object(group_object(context))),
         DataRequest::TrimInode { inode, .. } => Some(Unit::Inode(*inode)),
-        DataRequest::Sync { .. } | DataRequest::Scrub { .. } => None,
+        DataRequest::Sync { .. } | DataRequest::Scrub { .. } | DataRequest::List { .. } => None,
     }
 }
 
@@ -428,4 +436,20 @@ fn names_other_extent(g: &Group, body: &DataRequest) -> bool {
 
 fn group_object(context: &ObjectContext) -> GroupObject {
     GroupObject { inode: context.object.inode, chunk: context.object.chunk }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_writes_into_what_is_there_need_no_space() {
+        let info =
+            |size, allocated_bytes| Some(ObjectInfo { size, allocated_bytes, ..ObjectInfo::default() });
+        assert!(needs_space(None, 10));
+        assert!(!needs_space(info(5000, 8192), 5000));
+        assert!(!needs_space(info(5000, 8192), 8192), "the last block has room");
+        assert!(needs_space(info(5000, 8192), 8193));
+        assert!(needs_space(info(5000, 4096), 10), "it has a hole");
+    }
 }

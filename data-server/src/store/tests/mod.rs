@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::*;
 
+mod churn;
 mod crash;
 mod damage;
 mod model;

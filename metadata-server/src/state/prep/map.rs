@@ -6,7 +6,7 @@ use crate::state::key;
 use crate::state::layers::View;
 use crate::state::record::encode;
 use protocol::map::{DataServerInfo, Member, PgChange, PgConfig, Pool, WEIGHT_ONE};
-use protocol::meta::{DataServerRegistration, FAILURE_BYTES_MAX, MetaError};
+use protocol::meta::{DataServerRegistration, FAILURE_BYTES_MAX, FullRatios, MetaError};
 use protocol::{DataServerId, PgId, SessionId};
 use std::collections::BTreeMap;
 
@@ -32,6 +32,16 @@ pub struct Registration<'a> {
 }
 
 impl Prep<'_> {
+    /// When data servers count as full.
+    pub fn set_full_ratios(&mut self, ratios: FullRatios) -> Result<()> {
+        if !(1..=ratios.full).contains(&ratios.nearfull) || ratios.full > FullRatios::ONE {
+            let why = "0 < nearfull_ratio <= full_ratio <= 1 must hold".to_owned();
+            return Err(MetaError::Refused(why).into());
+        }
+        self.draft.put(key::system("full_ratios"), encode(&ratios));
+        Ok(())
+    }
+
     /// A data server is up. Its places in groups are kept if its store is the same; after an unclean stop it is
     /// uncertain in all of them. Its previous session ends.
     pub fn register(&mut self, registration: &Registration<'_>) -> Result<()> {

@@ -7,6 +7,7 @@ pub(crate) mod data;
 mod deferral;
 pub(crate) mod lock;
 mod map;
+pub mod mend;
 mod name;
 mod node;
 pub(crate) mod pool;

@@ -11,6 +11,7 @@ mod coherence;
 mod crash;
 mod disks;
 mod failover;
+mod fsck;
 mod load;
 mod locks;
 mod maintenance;
@@ -21,6 +22,7 @@ mod programs;
 mod recovery;
 mod scene;
 mod security;
+mod space;
 mod suites;
 mod times;
 
@@ -109,6 +111,8 @@ fn all() -> Vec<Test> {
         recovery::TESTS,
         membership::TESTS,
         backup::TESTS,
+        fsck::TESTS,
+        space::TESTS,
         failover::TESTS,
         power::TESTS,
     ]

@@ -53,7 +53,11 @@ impl Shared {
     fn is_stable(&mut self) -> anyhow::Result<()> {
         for _ in 0..2 {
             let (here, there) = (self.mine.metadata()?.modified()?, self.theirs.metadata()?.modified()?);
-            ensure!((here, there) == (self.seen, self.seen), "{here:?} here, {there:?} there, {:?}", self.seen);
+            ensure!(
+                (here, there) == (self.seen, self.seen),
+                "{here:?} here, {there:?} there, {:?}",
+                self.seen
+            );
         }
         Ok(())
     }
