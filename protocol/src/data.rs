@@ -97,6 +97,8 @@ pub enum DataRequest {
     List {
         /// The group.
         pg: PgId,
+        /// Under which number of groups it is to hold them.
+        pg_num: u32,
         /// Only those behind this inode and chunk.
         after: Option<(InodeId, u32)>,
         /// At most so many, and at most [`LIST_MAX`].

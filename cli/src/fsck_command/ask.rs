@@ -7,6 +7,7 @@ use protocol::data::{DataReply, DataRequest, DataResponse, LIST_MAX, ListedObjec
 use protocol::identity::Role;
 use protocol::map::ClusterMap;
 use protocol::meta::{FsckAnswer, FsckRequest, MetaError, MetaReply, MetaRequest};
+use protocol::split::Extent;
 use protocol::transport::rpc::RpcClient;
 use protocol::transport::{Endpoint, Expect};
 use protocol::{DataServerId, EntryName, InodeId, MapEpoch, PgId, PoolId, channel_kind};
@@ -69,7 +70,16 @@ impl Ask {
     ) -> anyhow::Result<(Vec<ListedObject>, bool)> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let problem = match self.try_list(pg, after, limit).await {
+            let pg_num = self.map.pools.get(&pg.pool).map(|pool| pool.pg_num);
+            if self.map.pgs.get(&pg).map(|config| config.pg_num) != pg_num {
+                bail!(
+                    "the groups of pool {} are being split, and objects move between them; check again when \
+                     'zabfs pool show' has no more groups to come, or without objects (--no-objects)",
+                    pg.pool
+                );
+            }
+            let extent = Extent { pg, pg_num: pg_num.unwrap_or_default() };
+            let problem = match self.try_list(extent, after, limit).await {
                 Ok(listed) => return Ok(listed),
                 Err(problem) => problem,
             };
@@ -86,7 +96,7 @@ impl Ask {
 
     async fn try_list(
         &mut self,
-        pg: PgId,
+        Extent { pg, pg_num }: Extent,
         after: Option<(InodeId, u32)>,
         limit: u32,
     ) -> anyhow::Result<(Vec<ListedObject>, bool)> {
@@ -103,7 +113,7 @@ impl Ask {
                 }
             };
             let (response, payload) =
-                client.call(&DataRequest::List { pg, after, limit }, Bytes::new()).await?;
+                client.call(&DataRequest::List { pg, pg_num, after, limit }, Bytes::new()).await?;
             let DataReply::Objects { crc, end } = response? else {
                 bail!("data server {server} gave an answer of the wrong kind")
             };

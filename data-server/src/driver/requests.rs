@@ -34,8 +34,8 @@ impl Driver {
         if let DataRequest::Scrub { pgs, deep } = request {
             return (self.start_scrubs(&pgs, deep), Bytes::new());
         }
-        if let DataRequest::List { pg, after, limit } = request {
-            return match self.list(pg, after, limit) {
+        if let DataRequest::List { pg, pg_num, after, limit } = request {
+            return match self.list(Extent { pg, pg_num }, after, limit) {
                 Ok((reply, objects)) => (Ok(reply), objects),
                 Err(error) => (Err(error), Bytes::new()),
             };
@@ -109,11 +109,11 @@ impl Driver {
     /// Objects of a group that this server serves.
     fn list(
         &self,
-        pg: PgId,
+        Extent { pg, pg_num }: Extent,
         after: Option<(InodeId, u32)>,
         limit: u32,
     ) -> Result<(DataReply, Bytes), DataError> {
-        if !self.groups.borrow().get(&pg).is_some_and(|replica| replica.is_active()) {
+        if !self.groups.borrow().get(&pg).is_some_and(|r| r.is_active() && r.holds_under(pg_num)) {
             return Err(self.not_primary(pg));
         }
         let limit = limit.clamp(1, LIST_MAX) as usize;

@@ -152,6 +152,11 @@ impl Replica {
         )
     }
 
+    /// Whether it holds the objects that are its own under this number of groups: no split is under way or done since.
+    pub fn holds_under(&self, pg_num: u32) -> bool {
+        self.group.copy.pg_num == pg_num && self.group.config().pg_num == pg_num
+    }
+
     /// Whether this server is primary and serves.
     pub fn is_active(&self) -> bool {
         matches!(&self.role, Role::Primary(primary) if primary.is_active())

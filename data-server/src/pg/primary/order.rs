@@ -429,6 +429,7 @@ fn names_other_extent(g: &Group, body: &DataRequest) -> bool {
         | DataRequest::Write { context, .. }
         | DataRequest::Zero { context, .. } => context.pg_num != mine || context.object.pg(mine) != g.copy.pg,
         DataRequest::TrimInode { pg_num, .. } => *pg_num != mine,
+        DataRequest::List { pg_num, .. } => *pg_num != mine,
         DataRequest::Sync { pgs } => pgs.iter().any(|extent| extent.pg_num != mine),
         DataRequest::Scrub { .. } => false,
     }
