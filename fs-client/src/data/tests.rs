@@ -308,7 +308,8 @@ fn a_write_that_is_sent_again_names_its_group_by_the_new_map() {
     run(async {
         let Setup { world, client, map, addresses, .. } = &setup().await;
         world.borrow_mut().errors = VecDeque::from([DataError::NotPrimary { version: 9 }]);
-        let write = client.write(&basis(), piece(), Bytes::from_static(b"12345678"));
+        let basis = basis();
+        let write = client.write(&basis, piece(), Bytes::from_static(b"12345678"));
         let split = async {
             while world.borrow().writes.is_empty() {
                 tokio::task::yield_now().await;

@@ -59,7 +59,8 @@ fn work(store: &Store, dice: &mut Dice, mut history: Vec<Model>, steps: u64) -> 
                 model.apply(&ops);
                 history.push(model);
             }
-            Err(StoreError::Failed(_)) => break,
+            // Without power no further extent file can be made, which looks like a full disk.
+            Err(StoreError::Failed(_) | StoreError::Full { .. }) => break,
             Err(other) => panic!("{other}"),
         }
         let result = match dice.roll(10) {
