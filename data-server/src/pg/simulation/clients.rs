@@ -536,7 +536,7 @@ impl Current {
                 (*pg, *pg_num) = (extent.pg, extent.pg_num);
                 Some((extent.pg, newest.pgs.get(&extent.pg)?.primary))
             }
-            DataRequest::Scrub { .. } => None,
+            DataRequest::Scrub { .. } | DataRequest::List { .. } => None,
         }
     }
 }
