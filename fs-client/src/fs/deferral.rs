@@ -121,7 +121,8 @@ impl ZabFs {
 
     /// Asks for the right if it is worth it. Not under the gate.
     pub(super) async fn consider_deferring(&self, node: &Node, generation: u64) {
-        if !node.deferral.is_wanted() {
+        // It is given back with the hold when the last handle that may write is closed.
+        if node.writers.get() == 0 || !node.deferral.is_wanted() {
             return;
         }
         let _gate = node.gate.write().await;
