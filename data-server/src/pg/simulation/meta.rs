@@ -324,6 +324,7 @@ impl Metadata {
                     let child_pg = PgId { pool: pg.pool, seed };
                     assert!(self.groups.insert(child_pg, child).is_none(), "a group came into being twice");
                     self.bump(child_pg);
+                    self.appoint(child_pg);
                 }
             }
         }
