@@ -352,9 +352,9 @@ pub fn cycles(mut directories: Vec<(u64, u64)>) -> Vec<InodeId> {
     // 0: not walked yet; otherwise the number of the walk that was here first.
     let mut walked = vec![0u32; directories.len()];
     let mut found = Vec::new();
-    for start in 0..directories.len() {
+    for (start, (first, _)) in directories.iter().enumerate() {
         let walk = start as u32 + 1;
-        let mut id = directories[start].0;
+        let mut id = *first;
         while let Some((at, above)) = parent(id).filter(|_| id != InodeId::ROOT.0) {
             if walked[at] == walk {
                 let mut least = id;
