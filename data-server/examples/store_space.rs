@@ -49,7 +49,11 @@ fn write(key: ObjectKey, offset: u64, data: Bytes) -> Op {
 
 fn key_of(number: u64) -> ObjectKey {
     // Neighbours in time are not neighbours in the index.
-    ObjectKey { pg: 1 << 32 | number % 32, inode: number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20, chunk: 0 }
+    ObjectKey {
+        pg: (1 << 32) | (number % 32),
+        inode: number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20,
+        chunk: 0,
+    }
 }
 
 fn objects(dir: &Path, count: u64, bytes: usize) -> Result<(), Box<dyn std::error::Error>> {
