@@ -108,6 +108,7 @@ impl Rows {
             children_version: 0,
             acl_version: 0,
             ephemeral_owner: None,
+            deferred_by: None,
         });
     }
 
