@@ -220,7 +220,8 @@ impl Primary {
             None => LogOp::Zero { object, cut, truncate_seq: newest, offset, length },
         };
         let creates_nothing = bytes.is_none() && info.is_none();
-        let allocated = self.order(g, cx, Some(request), op, bytes.unwrap_or_default(), token)?;
+        let asked = Asked { request: Some(request), grows, token };
+        let allocated = self.order(g, cx, asked, op, bytes.unwrap_or_default())?;
         if !creates_nothing {
             g.stats.changed(object, info, allocated);
         }
@@ -247,7 +248,8 @@ impl Primary {
             Err(error) => Err(trouble(g, first, (0, 0), error)),
         };
         let before = count(g, cx)?;
-        let allocated = self.order(g, cx, None, op, OpBytes::default(), token)?;
+        let asked = Asked { request: None, grows: false, token };
+        let allocated = self.order(g, cx, asked, op, OpBytes::default())?;
         // It is ordered: counting wrongly would be no reason to refuse it.
         let removed = before - count(g, cx).unwrap_or(before).min(before);
         g.stats.trimmed(inode, removed, allocated);
@@ -259,10 +261,9 @@ impl Primary {
         &mut self,
         g: &mut Group,
         cx: &mut Context<'_>,
-        request: Option<RequestId>,
+        Asked { request, grows, token }: Asked,
         op: LogOp,
         data: OpBytes,
-        token: RequestToken,
     ) -> Judged<i64> {
         let sequence = g.copy.head().sequence + 1;
         let position = Position { version: g.version(), sequence };
@@ -273,10 +274,10 @@ impl Primary {
             LogOp::Trim { .. } | LogOp::Split { .. } => (0, 0),
         };
         let entries = vec![(entry.clone(), Some(data.clone()))];
-        // What is acknowledged elsewhere may use the reserve; this is not yet.
+        // What is acknowledged elsewhere may use the reserve, and what frees as much as it takes; this is neither yet.
         let skip = BTreeSet::new();
         let mut how = g.ordered(&skip);
-        how.use_reserve = matches!(entry.op, LogOp::Zero { .. } | LogOp::Trim { .. });
+        how.use_reserve = !grows;
         let submitted = match g.copy.execute(cx, entries, &how) {
             Ok(submitted) => submitted,
             Err(error) => {
@@ -355,6 +356,13 @@ impl Primary {
         }
         Ok(())
     }
+}
+
+/// Who asked for an operation, and whether it needs space.
+struct Asked {
+    request: Option<RequestId>,
+    grows: bool,
+    token: RequestToken,
 }
 
 /// Whether a write up to `end` may need space: not in an object without holes that has all of it already.

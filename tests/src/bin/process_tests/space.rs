@@ -60,7 +60,7 @@ fn full(scene: &Scene) -> anyhow::Result<()> {
 
     let write = |number: u64| fs::write(mnt.join(format!("f{number}")), bytes(number, FILE as usize));
     for number in 0..5 {
-        write(number)?;
+        write(number).with_context(|| format!("writing f{number} with room enough"))?;
     }
     wait_for_text(&cluster, "is nearly full", true)?;
     wait_until("df to show what was written", LIMIT, || match df(scene, &mnt) {
@@ -75,9 +75,9 @@ fn full(scene: &Scene) -> anyhow::Result<()> {
 
     // What needs no space goes on.
     let file = OpenOptions::new().write(true).open(mnt.join("f0"))?;
-    file.write_all_at(&[7; 65_536], 4_096)?;
-    file.sync_all()?;
-    fs::write(mnt.join("small"), b"in the namespace")?;
+    file.write_all_at(&[7; 65_536], 4_096).context("overwriting when full")?;
+    file.sync_all().context("syncing when full")?;
+    fs::write(mnt.join("small"), b"in the namespace").context("a small file when full")?;
 
     for number in 0..30 {
         match fs::remove_file(mnt.join(format!("f{number}"))) {
