@@ -77,6 +77,7 @@ fn full(scene: &Scene) -> anyhow::Result<()> {
     let file = OpenOptions::new().write(true).open(mnt.join("f0"))?;
     file.write_all_at(&[7; 65_536], 4_096).context("overwriting when full")?;
     file.sync_all().context("syncing when full")?;
+    drop(file);
     fs::write(mnt.join("small"), b"in the namespace").context("a small file when full")?;
 
     for number in 0..30 {

@@ -29,9 +29,10 @@ impl World {
         }
     }
 
-    /// The group that a split made is on the disk of every certain member.
+    /// The group that a split made is on the disk of every certain member. One that was there before, since the metadata
+    /// was restored, has gone its own way since: its log is no continuation of its parent's.
     pub(super) fn check_split(&mut self, parent: PgId, child: PgId) {
-        let synced = self.synced.get(&parent).copied().unwrap_or(0);
+        let synced = self.synced.get(&child).or(self.synced.get(&parent)).copied().unwrap_or(0);
         let members: Vec<_> = self.meta.groups[&child].certain().copied().collect();
         for member in members {
             let node = &self.nodes[&member.server];
