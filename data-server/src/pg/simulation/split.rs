@@ -70,7 +70,7 @@ fn a_primary_that_stops_in_a_split_undoes_or_completes_it() {
         let mut world = run(seed, faults(0), 1500);
         for _ in 0..3 {
             assert!(
-                world.run_until(20_000, |world| world.meta.is_healthy()),
+                world.run_until(60_000, |world| world.meta.is_healthy()),
                 "seed {seed}: {}",
                 world.describe()
             );
