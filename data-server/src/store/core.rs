@@ -4,7 +4,7 @@
 //! one. Lock order: `checkpointing`, `syncing`, `state`; file writes and syncs happen without `state`.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
@@ -521,19 +521,19 @@ impl Core {
 /// may tear a block here: replaying writes it again.
 pub(super) fn write_blocks(extents: &ExtentFiles, layer: &Layer) -> Result<(), StoreError> {
     let failed = |e: std::io::Error| StoreError::io("write a checkpoint to the extents", &e);
-    let mut start = 0;
+    let (mut start, mut written) = (0, BTreeSet::new());
     let mut pending: Vec<u8> = Vec::new();
     for (block, bytes) in &layer.blocks {
         let end = start + (pending.len() / BLOCK_BYTES) as u64;
         if pending.len() >= 1 << 20 || *block != end {
-            extents.write(start, &pending).map_err(failed)?;
+            extents.write_noting(start, &pending, &mut written).map_err(failed)?;
             pending.clear();
             start = *block;
         }
         pending.extend_from_slice(bytes);
     }
-    extents.write(start, &pending).map_err(failed)?;
-    extents.sync().map_err(failed)
+    extents.write_noting(start, &pending, &mut written).map_err(failed)?;
+    extents.sync_files(&written).map_err(failed)
 }
 
 fn failure_text(error: StoreError) -> String {

@@ -111,16 +111,30 @@ impl ExtentFiles {
         Ok(())
     }
 
-    /// Writes `data` (whole blocks) from the physical block `start` on.
+    /// Writes `data` (whole blocks) from the physical block `start` on; [`sync`](Self::sync) makes it durable.
     pub(super) fn write(&self, start: u64, data: &[u8]) -> io::Result<()> {
+        let mut written = BTreeSet::new();
+        let result = self.write_noting(start, data, &mut written);
+        // Noted after the write: a sync that takes the note then covers the bytes.
+        locked(&self.unsynced).files.extend(written);
+        result
+    }
+
+    /// The same for a caller that makes it durable by itself, with [`sync_files`](Self::sync_files): two callers of
+    /// [`sync`](Self::sync) at once would each miss what the other is still busy with.
+    pub(super) fn write_noting(
+        &self,
+        start: u64,
+        data: &[u8],
+        written: &mut BTreeSet<usize>,
+    ) -> io::Result<()> {
         let mut at = start * BLOCK_BYTES as u64;
         let mut rest = data;
         while !rest.is_empty() {
             let (number, offset, len) = self.locate(at, rest.len());
             let (piece, after) = rest.split_at(len);
             self.file(number)?.write_at(offset, piece)?;
-            // Noted after the write: a sync that takes the note then covers the bytes.
-            locked(&self.unsynced).files.insert(number);
+            written.insert(number);
             at += len as u64;
             rest = after;
         }
@@ -166,16 +180,19 @@ impl ExtentFiles {
         }
     }
 
-    /// Makes everything written before the call durable.
+    /// Makes everything that [`write`](Self::write) wrote before the call durable. One call at a time.
     pub(super) fn sync(&self) -> io::Result<()> {
         let unsynced = std::mem::take(&mut *locked(&self.unsynced));
-        for number in unsynced.files {
-            self.file(number)?.sync()?;
-        }
+        self.sync_files(&unsynced.files)?;
         if unsynced.directory {
             self.disk.sync_directory()?;
         }
         Ok(())
+    }
+
+    /// Makes everything written to these files before the call durable.
+    pub(super) fn sync_files(&self, files: &BTreeSet<usize>) -> io::Result<()> {
+        files.iter().try_for_each(|number| self.file(*number)?.sync())
     }
 
     fn locate(&self, at: u64, len: usize) -> (usize, u64, usize) {

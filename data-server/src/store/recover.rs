@@ -209,6 +209,7 @@ impl Files {
         // The journal first: blocks may be overwritten in place only by contents that cannot get lost any more.
         self.journal_file.sync().map_err(|e| StoreError::io("sync the journal", &e))?;
         write_blocks(&self.extents, &layer)?;
+        self.extents.sync().map_err(|e| StoreError::io("sync the extents", &e))?;
         let segment = last_segment + 1;
         let record = CheckpointRecord {
             uuid: superblock.uuid,

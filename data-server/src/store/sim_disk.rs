@@ -50,6 +50,8 @@ enum Change {
 struct Faults {
     /// Runs before the next read.
     before_read: Option<Box<dyn FnOnce() + Send>>,
+    /// Runs before the next sync of this file.
+    before_sync: Option<(String, Box<dyn FnOnce() + Send>)>,
     /// Writes, syncs and allocations so far.
     calls: u64,
     /// From this call on every one fails like this.
@@ -68,6 +70,7 @@ impl std::fmt::Debug for Faults {
 
 #[derive(Debug)]
 struct SimFile {
+    name: String,
     contents: Arc<Mutex<Contents>>,
     faults: Arc<Mutex<Faults>>,
 }
@@ -142,6 +145,11 @@ impl SimDisk {
         locked(&self.0).files.get(name).map(|file| locked(file).live.clone()).unwrap_or_default()
     }
 
+    /// Runs `action` just before the next sync of the file `name`: what a concurrent thread might do while it lasts.
+    pub fn before_next_sync(&self, name: &str, action: Box<dyn FnOnce() + Send>) {
+        locked(&locked(&self.0).faults).before_sync = Some((name.to_owned(), action));
+    }
+
     fn rebuilt(&self, mut found: impl FnMut(&Contents, &str) -> Option<Contents>) -> Self {
         let inner = locked(&self.0);
         let files = inner
@@ -167,7 +175,7 @@ impl Disk for SimDisk {
             inner.files.insert(name.to_string(), Arc::default());
         }
         let contents = Arc::clone(&inner.files[name]);
-        Ok(Some(Arc::new(SimFile { contents, faults: Arc::clone(&inner.faults) })))
+        Ok(Some(Arc::new(SimFile { name: name.to_owned(), contents, faults: Arc::clone(&inner.faults) })))
     }
 
     fn sync_directory(&self) -> io::Result<()> {
@@ -240,6 +248,10 @@ impl DiskFile for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let action = locked(&self.faults).before_sync.take_if(|(name, _)| *name == self.name);
+        if let Some((_, action)) = action {
+            action();
+        }
         check(&self.faults)?;
         let mut contents = locked(&self.contents);
         let unsynced = std::mem::take(&mut contents.unsynced);

@@ -210,3 +210,37 @@ fn a_full_journal_is_all_there_after_a_kill() {
         store.checkpoint().unwrap();
     }
 }
+
+/// While a checkpoint syncs the extents, the sync thread is asked for what was written before: neither may take the
+/// other's files for synced.
+#[test]
+fn a_sync_during_a_checkpoint_waits_for_no_files_of_others() {
+    let disk = SimDisk::new(1);
+    let store = Arc::new(open(&disk, small_config()).unwrap());
+    submit(&store, vec![write(key(7, 1, 0), 0, &pattern(5000, 1), 1)]).unwrap();
+    store.step_write();
+    store.step_sync().unwrap();
+    let frozen = store.core.freeze().unwrap().unwrap();
+    let large = pattern(65_536, 2);
+    submit(&store, vec![write(key(7, 2, 0), 0, &large, 2)]).unwrap();
+    store.step_write();
+    let image = Arc::new(std::sync::Mutex::new(None));
+    disk.before_next_sync("extents.00000", {
+        let (disk, store, image) = (disk.clone(), Arc::clone(&store), Arc::clone(&image));
+        Box::new(move || {
+            store.step_sync().unwrap();
+            let progress = store.progress();
+            assert_eq!(progress.borrow().durable, progress.borrow().written);
+            *image.lock().unwrap() = Some(disk.clone());
+            // The power fails before the checkpoint's own sync comes to its end.
+            disk.fail_from(disk.calls(), io::ErrorKind::Other);
+        })
+    });
+    assert!(store.core.thaw(frozen).is_err());
+    for seed in 0..8 {
+        let image = image.lock().unwrap().clone().expect("the checkpoint syncs the extents");
+        let store = open(&image.power_failure(seed), small_config()).unwrap();
+        let piece = store.read(key(7, 2, 0), 0, 65_536).unwrap().expect("it was durable");
+        assert_eq!(piece.data, large);
+    }
+}
