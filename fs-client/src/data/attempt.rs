@@ -7,7 +7,7 @@ use bytes::Bytes;
 use protocol::data::{DataError, DataReply, DataRequest, DataResponse};
 use protocol::map::ClusterMap;
 use protocol::transport::rpc::RpcError;
-use protocol::{MapEpoch, ObjectId, PgId};
+use protocol::{MapEpoch, ObjectId, PgId, mutant};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -55,7 +55,7 @@ impl DataClient {
     ) -> Result<(DataReply, Bytes), DataFailure> {
         let mut generations = self.meta.generations();
         generations.mark_unchanged();
-        if self.meta.generation() != generation {
+        if self.meta.generation() != generation && !mutant!("old-writes-under-a-new-session") {
             return Err(DataFailure::SessionLost);
         }
         tokio::select! {
@@ -147,6 +147,11 @@ fn judge(response: DataResponse, version: u64) -> Verdict {
         Err(error @ DataError::NotPrimary { version: theirs }) if theirs > version => {
             Verdict::WaitForMap(error.to_string())
         }
+        // Whoever meets this begins again, with new operations.
+        Err(DataError::Unavailable(_)) if mutant!("retry-under-a-new-number") => {
+            Verdict::Failed(DataFailure::Stale)
+        }
+        Err(DataError::Fenced) if mutant!("fenced-client-goes-on") => Verdict::WaitALittle(String::new()),
         Err(error @ (DataError::NotPrimary { .. } | DataError::Unavailable(_) | DataError::Overloaded)) => {
             Verdict::WaitALittle(error.to_string())
         }
@@ -168,7 +173,7 @@ fn route(map: &ClusterMap, target: &Target) -> Option<Route> {
         Target::GroupsOnce(pgs) => {
             let first = route_of_group(map, *pgs.first()?)?;
             let same = |pg: &PgId| route_of_group(map, *pg).is_some_and(|route| route.key == first.key);
-            pgs.iter().all(same).then_some(first)
+            (pgs.iter().all(same) || mutant!("sync-asks-who-does-not-lead")).then_some(first)
         }
     }
 }

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use protocol::data::{DataReply, DataRequest, ObjectContext};
 use protocol::map::ClusterMap;
 use protocol::transport::Endpoint;
-use protocol::{DataServerId, ObjectId, PgId, PoolId, RequestId, Truncation};
+use protocol::{DataServerId, MapEpoch, ObjectId, PgId, PoolId, RequestId, Truncation, mutant};
 use servers::Servers;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +81,11 @@ impl DataClient {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn meta(&self) -> &Rc<MetaClient> {
+        &self.meta
+    }
+
     /// The map now.
     pub fn map(&self) -> Rc<ClusterMap> {
         self.map.current()
@@ -108,7 +113,9 @@ impl DataClient {
             let target = attempt::Target::Object(piece.object);
             let (reply, payload) = self.execute(basis.generation, target, &request, Bytes::new()).await?;
             match reply {
-                DataReply::Data { crc } if crc == crc32c::crc32c(&payload) => {
+                DataReply::Data { crc }
+                    if crc == crc32c::crc32c(&payload) || mutant!("damage-on-the-way-is-read") =>
+                {
                     return Ok(payload.slice(..payload.len().min(piece.length as usize)));
                 }
                 DataReply::Data { .. } => {
@@ -162,6 +169,10 @@ impl DataClient {
             while let Some(ended) = syncing.join_next().await {
                 let synced = ended.map_err(|error| DataFailure::Rejected(error.to_string()))??;
                 waiting.retain(|pg| !synced.contains(pg));
+                if mutant!("fsync-waits-for-one-group") {
+                    waiting.clear();
+                    syncing.detach_all();
+                }
             }
         }
         Ok(())
@@ -203,7 +214,9 @@ impl DataClient {
         let target = attempt::Target::Object(piece.object);
         let answer = self.execute(basis.generation, target, &request, data).await;
         // Only now: a sync that began before the acknowledgement need not cover it.
-        self.note_unsynced(piece.object);
+        if !mutant!("fsync-forgets-a-group") || piece.object.chunk == 0 {
+            self.note_unsynced(piece.object);
+        }
         match answer? {
             (DataReply::Written { allocated }, _) => Ok(allocated),
             _ => Err(DataFailure::Rejected("a write was answered by something else".to_owned())),
@@ -224,14 +237,14 @@ impl DataClient {
         if result == Err(DataFailure::Scattered) {
             result = self.sync_each(generation, &pgs).await;
         }
-        if result.is_err() {
+        if result.is_err() && !mutant!("failed-sync-is-forgotten") {
             self.unsynced.borrow_mut().extend(pgs.iter().copied());
         }
         result.map(|()| pgs)
     }
 
     async fn sync_each(&self, generation: u64, pgs: &[PgId]) -> Result<(), DataFailure> {
-        for pg in pgs {
+        for pg in pgs.iter().skip(usize::from(mutant!("scattered-sync-forgets-a-group"))) {
             let request = DataRequest::Sync { pgs: vec![*pg] };
             self.execute(generation, attempt::Target::Group(*pg), &request, Bytes::new()).await?;
         }
@@ -255,7 +268,11 @@ impl DataClient {
     }
 
     fn context(&self, basis: &Basis, object: ObjectId) -> ObjectContext {
-        ObjectContext { object, truncations: basis.truncations.clone(), fence: self.meta.fence() }
+        ObjectContext {
+            object,
+            truncations: basis.truncations.clone(),
+            fence: if mutant!("fence-not-shown") { MapEpoch(0) } else { self.meta.fence() },
+        }
     }
 
     async fn room(&self, bytes: u32) -> tokio::sync::SemaphorePermit<'_> {
@@ -269,7 +286,7 @@ impl DataClient {
             let progress = self.progress.notified();
             tokio::pin!(progress);
             progress.as_mut().enable();
-            if self.meta.generation() != generation {
+            if self.meta.generation() != generation && !mutant!("old-writes-under-a-new-session") {
                 return Err(DataFailure::SessionLost);
             }
             let Some(session) = self.meta.session() else { return Err(DataFailure::SessionLost) };
@@ -313,4 +330,4 @@ impl Drop for Numbered {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -174,8 +174,10 @@ impl Clients {
         let inode = 1 + rng.below(INODES);
         let chunk = rng.below(CHUNKS) as u32;
         let per_chunk = u64::from(CHUNK / REGISTER);
-        let first = rng.below(per_chunk);
-        let count = (1 + rng.below(3)).min(per_chunk - first);
+        // Now and then the whole object: what it was does not matter then, not even if it is damaged.
+        let whole = rng.chance(120);
+        let first = if whole { 0 } else { rng.below(per_chunk) };
+        let count = if whole { per_chunk } else { (1 + rng.below(3)).min(per_chunk - first) };
         let registers = (first..first + count).map(|r| (inode, chunk, r as u32));
         if rng.chance(450) {
             return Intent::Read(registers.collect());

@@ -104,6 +104,9 @@ impl Metadata {
         for server in expired {
             self.expire(server);
         }
+        if self.drop_dead() {
+            self.bump();
+        }
         self.place();
     }
 
@@ -112,16 +115,34 @@ impl Metadata {
             known.up = false;
         }
         self.config.learners.retain(|m| m.server != server);
-        let others = self.config.certain().filter(|m| m.server != server).count();
-        if others >= self.min_size {
-            self.config.in_sync.retain(|m| m.server != server);
-        }
         if self.config.primary == Some(server) {
             self.config.primary = None;
             self.config.activated = false;
         }
+        self.drop_dead();
         self.bump();
         self.appoint();
+    }
+
+    /// Members that are gone leave the list, if enough remain that know everything.
+    fn drop_dead(&mut self) -> bool {
+        let servers = &self.servers;
+        let up = |m: &Member| servers.get(&m.server).is_some_and(|s| s.up);
+        let before = self.config.in_sync.len();
+        if self.config.certain().filter(|m| up(m)).count() >= self.min_size {
+            self.config.in_sync.retain(up);
+        }
+        before != self.config.in_sync.len()
+    }
+
+    /// An administrator says that a server will not come back.
+    pub(super) fn forget(&mut self, server: DataServerId) {
+        if self.config.member(server).is_some() {
+            self.expire(server);
+            self.config.in_sync.retain(|m| m.server != server);
+            self.bump();
+            self.appoint();
+        }
     }
 
     /// Appoints a primary among the certain members that are up.
@@ -164,7 +185,8 @@ impl Metadata {
             spare.map(|at| self.config.in_sync.remove(at));
             return self.bump();
         }
-        let missing = self.size.saturating_sub(self.config.in_sync.len() + self.config.learners.len());
+        let living = self.config.in_sync.iter().filter(|m| up(m)).count();
+        let missing = self.size.saturating_sub(living + self.config.learners.len());
         let free: Vec<Member> = self
             .servers
             .iter()

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use protocol::data::{DataRequest, DataResponse};
+use protocol::data::{DataReply, DataRequest, DataResponse};
 use protocol::map::PgChange;
 use protocol::replication::PeerMessage;
-use protocol::{DataServerId, MapEpoch, PgId, PoolId, SessionId, StoreUuid};
+use protocol::{DataServerId, MapEpoch, PgId, PoolId, RequestId, SessionId, StoreUuid};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -52,6 +52,14 @@ pub(super) struct Faults {
     pub(super) damage: bool,
     /// The pool gets other numbers of replicas.
     pub(super) resize: bool,
+    /// Disks are slow, fill, fail, and lose or misdirect writes; links are silent in one direction, or damage bytes.
+    pub(super) disks: bool,
+}
+
+impl Faults {
+    /// None.
+    pub(super) const NONE: Faults =
+        Faults { every_ms: 0, power_loss: false, damage: false, resize: false, disks: false };
 }
 
 struct Node {
@@ -66,36 +74,116 @@ struct Node {
     leases: Vec<(u64, u64)>,
     map_epoch: u64,
     tokens: BTreeMap<RequestToken, (usize, u64)>,
+    /// What their requests are recognised by.
+    requests: BTreeMap<RequestToken, RequestId>,
     /// Syncs in service, with the end of the log when they came.
     syncs: BTreeMap<RequestToken, u64>,
     last_token: u64,
     sync_scheduled: bool,
+    /// Ticket up to which a sync was asked for.
+    sync_wanted: u64,
     write_scheduled: bool,
     room_scheduled: bool,
+    /// The disk takes longer until then.
+    slow_until: u64,
+    /// The machine is gone for good, with its disk.
+    destroyed: bool,
 }
 
+impl Default for Node {
+    fn default() -> Self {
+        Node {
+            store: SimStore::default(),
+            replica: None,
+            incarnation: 0,
+            clean: true,
+            registered: false,
+            paused_until: 0,
+            lease_until: 0,
+            leases: Vec::new(),
+            map_epoch: 0,
+            tokens: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            syncs: BTreeMap::new(),
+            last_token: 0,
+            sync_scheduled: false,
+            sync_wanted: 0,
+            write_scheduled: false,
+            room_scheduled: false,
+            slow_until: 0,
+            destroyed: false,
+        }
+    }
+}
+
+#[derive(Debug)]
 enum Event {
     Tick(DataServerId),
     Heartbeat(DataServerId),
-    HeartbeatArrives { server: DataServerId, incarnation: u64, sent: u64 },
-    Lease { server: DataServerId, incarnation: u64, sent: u64, epoch: u64 },
+    HeartbeatArrives {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+    },
+    Lease {
+        server: DataServerId,
+        incarnation: u64,
+        sent: u64,
+        epoch: u64,
+    },
     Register(DataServerId),
-    Map { server: DataServerId, incarnation: u64, epoch: u64, view: GroupView },
-    Deliver { from: DataServerId, to: DataServerId, link: u64, message: PeerMessage, payload: Bytes },
-    LinkUp { a: DataServerId, b: DataServerId },
+    Map {
+        server: DataServerId,
+        incarnation: u64,
+        epoch: u64,
+        view: GroupView,
+    },
+    Deliver {
+        from: DataServerId,
+        to: DataServerId,
+        link: u64,
+        message: PeerMessage,
+        payload: Bytes,
+    },
+    LinkUp {
+        a: DataServerId,
+        b: DataServerId,
+    },
     Written(DataServerId, u64),
     Durable(DataServerId, u64),
     Room(DataServerId, u64),
-    Propose { from: DataServerId, version: u64, change: PgChange },
+    Propose {
+        from: DataServerId,
+        version: u64,
+        change: PgChange,
+    },
     MetaTick,
     Restart(DataServerId),
-    Request { server: DataServerId, client: usize, attempt: u64, body: DataRequest, payload: Bytes },
-    Answer { client: usize, attempt: u64, response: DataResponse, payload: Bytes },
+    /// An administrator removes a machine that is gone for good.
+    Forget(DataServerId),
+    Request {
+        server: DataServerId,
+        client: usize,
+        attempt: u64,
+        body: DataRequest,
+        payload: Bytes,
+    },
+    Answer {
+        client: usize,
+        attempt: u64,
+        response: DataResponse,
+        payload: Bytes,
+    },
     ClientStep(usize),
     Fault,
 }
 
+mod checks;
+mod coverage;
+mod faults;
 mod known;
+
+pub(super) use coverage::Coverage;
 
 /// Objects of a store.
 pub(super) type Objects = BTreeMap<crate::store::ObjectKey, super::store::SimObject>;
@@ -121,8 +209,16 @@ pub(super) struct World {
     pub(super) log_max: usize,
     /// The largest end of the log that a sync was answered for.
     synced: u64,
+    /// The last operation that a client was told of, and how many were.
+    acknowledged: (u64, u64),
     pub(super) problem: Option<String>,
     pub(super) faults_seen: u64,
+    /// Of everything that happened so far: one seed is one digest.
+    pub(super) digest: u64,
+    /// What came in which phase.
+    pub(super) coverage: Coverage,
+    /// Directions in which links are silent, and until when.
+    silent: BTreeMap<(DataServerId, DataServerId), u64>,
     /// Tell everything (`TRACE=1` in the environment).
     trace: bool,
 }
@@ -164,33 +260,18 @@ impl World {
             faults,
             log_max: 24,
             synced: 0,
+            acknowledged: (0, 0),
             recovery_credit: [100_000, 4096, 900][(seed % 3) as usize],
             problem: None,
             faults_seen: 0,
+            digest: 0xcbf2_9ce4_8422_2325,
+            coverage: Coverage::default(),
+            silent: BTreeMap::new(),
             trace: std::env::var("TRACE").is_ok(),
         };
         for id in 0..servers {
             let id = DataServerId(id);
-            world.nodes.insert(
-                id,
-                Node {
-                    store: SimStore::default(),
-                    replica: None,
-                    incarnation: 0,
-                    clean: true,
-                    registered: false,
-                    paused_until: 0,
-                    lease_until: 0,
-                    leases: Vec::new(),
-                    map_epoch: 0,
-                    tokens: BTreeMap::new(),
-                    syncs: BTreeMap::new(),
-                    last_token: 0,
-                    sync_scheduled: false,
-                    write_scheduled: false,
-                    room_scheduled: false,
-                },
-            );
+            world.nodes.insert(id, Node::default());
             world.at(u64::from(id.0), Event::Restart(id));
         }
         world.at(1, Event::MetaTick);
@@ -235,25 +316,31 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.faults.every_ms = 0;
         self.lonely.clear();
+        self.silent.clear();
         for (a, b) in std::mem::take(&mut self.cut) {
             self.at(1, Event::LinkUp { a, b });
         }
         for node in self.nodes.values_mut() {
             node.paused_until = 0;
+            node.slow_until = 0;
+            node.store.full = false;
+            node.store.lies = None;
+            node.store.fails_at = None;
         }
     }
 
     /// All machines lose power at once.
     pub(super) fn lose_all_power(&mut self) {
+        self.acknowledged.0 = self.acknowledged.0.min(self.synced);
         for id in self.ids() {
-            self.stop(id, true, 50);
+            self.stop(id, true, Some(50));
         }
     }
 
     /// All processes are killed at once.
     pub(super) fn kill_all(&mut self) {
         for id in self.ids() {
-            self.stop(id, false, 50);
+            self.stop(id, false, Some(50));
         }
     }
 
@@ -265,7 +352,7 @@ impl World {
     pub(super) fn all_are_up(&self) -> bool {
         let known = |(id, node): (&DataServerId, &Node)| {
             let incarnation = self.meta.servers.get(id).filter(|s| s.up).map(|s| s.incarnation);
-            node.replica.is_some() && incarnation == Some(node.incarnation)
+            node.destroyed || (node.replica.is_some() && incarnation == Some(node.incarnation))
         };
         self.nodes.iter().all(known)
     }
@@ -284,6 +371,7 @@ impl World {
                 return self.at(delay, event);
             }
         }
+        self.note_event(&event);
         match event {
             Event::Tick(server) => {
                 let credit = self.recovery_credit;
@@ -324,6 +412,7 @@ impl World {
             }
             Event::Deliver { from, to, link, message, payload } => {
                 if self.links.get(&pair(from, to)).copied().unwrap_or(0) == link {
+                    self.cover(to, coverage::name_of(&message));
                     self.with(to, |replica, cx| replica.handle_message(cx, from, message, payload));
                 }
             }
@@ -347,6 +436,11 @@ impl World {
                     node.sync_scheduled = false;
                     let upto = node.store.least_kept(false);
                     node.store.set_durable(upto);
+                    // What is not written yet is synced once it is.
+                    if upto < node.sync_wanted {
+                        node.sync_scheduled = true;
+                        self.at(5, Event::Durable(server, incarnation));
+                    }
                     self.progress(server);
                 }
             }
@@ -373,7 +467,13 @@ impl World {
                 self.at(100, Event::MetaTick);
             }
             Event::Restart(server) => self.start(server),
+            Event::Forget(server) => {
+                let before = self.meta.epoch;
+                self.meta.forget(server);
+                self.publish(before);
+            }
             Event::Request { server, client, attempt, body, payload } => {
+                self.cover(server, coverage::name_of_request(&body));
                 let node = self.node(server);
                 if node.replica.is_none() {
                     return;
@@ -381,6 +481,9 @@ impl World {
                 node.last_token += 1;
                 let token = RequestToken(node.last_token);
                 node.tokens.insert(token, (client, attempt));
+                if let DataRequest::Write { request, .. } | DataRequest::Zero { request, .. } = &body {
+                    node.requests.insert(token, *request);
+                }
                 if matches!(body, DataRequest::Sync { .. }) {
                     let head = node.replica.as_ref().map_or(0, |replica| replica.position().sequence);
                     node.syncs.insert(token, head);
@@ -448,11 +551,14 @@ impl World {
         let progress = crate::pg::PgStore::progress(&node.store);
         if node.store.submitted() > progress.written && !node.write_scheduled {
             node.write_scheduled = true;
-            let delay = 1 + self.rng.below(3);
+            let delay = 1 + self.rng.below(3) + self.slowness(server);
             self.at(delay, Event::Written(server, incarnation));
         }
         for output in outputs {
-            self.output(server, output);
+            // It stops at once where its disk failed.
+            if self.nodes[&server].replica.is_some() {
+                self.output(server, output);
+            }
         }
     }
 
@@ -465,11 +571,15 @@ impl World {
         if self.trace {
             println!("{} server {server}: {output:?}", self.now);
         }
+        self.note_output(server, &output);
         let incarnation = self.nodes[&server].incarnation;
         match output {
             Output::Send { to, message, payload } => self.send(server, to, message, payload),
             Output::Reply { token, response, payload } => {
                 self.check_reply(server, &response);
+                if matches!(response, Ok(DataReply::Written { .. })) {
+                    self.check_acknowledged(server, token);
+                }
                 if let Some(head) = self.node(server).syncs.remove(&token)
                     && response.is_ok()
                 {
@@ -488,9 +598,10 @@ impl World {
                     self.at(delay, Event::Propose { from: server, version, change });
                 }
             }
-            Output::RequestDurable(_) => {
-                let delay = 2 + self.rng.below(20);
+            Output::RequestDurable(ticket) => {
+                let delay = 2 + self.rng.below(20) + self.slowness(server);
                 let node = self.node(server);
+                node.sync_wanted = node.sync_wanted.max(ticket.0);
                 if !node.sync_scheduled {
                     node.sync_scheduled = true;
                     self.at(delay, Event::Durable(server, incarnation));
@@ -514,57 +625,19 @@ impl World {
                     Replica::load(PG, me, settings(log_max), &mut node.store).expect("it was loaded before");
                 node.replica = Some(replica);
             }
+            // As the driver does: the process ends, and the disk is of no more use.
+            Output::Fatal(_) if self.nodes[&server].store.has_failed() => self.destroy(server),
             Output::Fatal(error) => self.problem = Some(format!("server {server} stopped: {error}")),
-        }
-    }
-
-    /// A success may leave a server only while no other server can be serving.
-    fn check_reply(&mut self, server: DataServerId, response: &DataResponse) {
-        let config = &self.meta.config;
-        let deposed = config.activated && config.primary != Some(server);
-        if response.is_ok() && deposed {
-            let primary = config.primary;
-            self.problem = Some(format!(
-                "server {server} answered {response:?} while {primary:?} served ({})",
-                self.now
-            ));
-        }
-    }
-
-    /// Whoever comes into the in-sync set holds everything that a sync was answered for, on disk.
-    fn check_change(&mut self, change: &PgChange) {
-        let (PgChange::Promote(member) | PgChange::MakeCertain(member)) = change else { return };
-        let node = &self.nodes[&member.server];
-        let durable = node.store.durable_log_end(PG);
-        // Stopped meanwhile, it will register again before it counts.
-        if node.replica.is_some() && node.incarnation == member.incarnation && durable < self.synced {
-            let (server, synced) = (member.server, self.synced);
-            self.problem = Some(format!("{change:?}: server {server} has {durable} of {synced} on disk"));
-        }
-    }
-
-    /// What a sync was answered for is on the disk of every certain member.
-    fn check_sync(&mut self, server: DataServerId, head: u64) {
-        self.synced = self.synced.max(head);
-        let members: Vec<_> = self.meta.config.certain().copied().collect();
-        for member in members {
-            let node = &self.nodes[&member.server];
-            let alive = node.incarnation == member.incarnation && node.replica.is_some();
-            let durable = node.store.durable_log_end(PG);
-            if alive && node.clean && durable < head {
-                self.problem = Some(format!(
-                    "server {server} answered a sync up to {head}, server {} is durable up to {durable} ({})",
-                    member.server, self.now
-                ));
-            }
         }
     }
 
     fn send(&mut self, from: DataServerId, to: DataServerId, message: PeerMessage, payload: Bytes) {
         let key = pair(from, to);
-        if self.cut.contains(&key) || self.rng.chance(1) {
+        let silent = self.silent.get(&(from, to)).is_some_and(|until| *until > self.now);
+        if self.cut.contains(&key) || silent || self.rng.chance(1) {
             return;
         }
+        let payload = self.damaged_on_the_way(&message, payload);
         let link = self.links.get(&key).copied().unwrap_or(0);
         // First in, first out.
         let wanted = self.now + self.rng.latency();
@@ -608,7 +681,7 @@ impl World {
     fn start(&mut self, server: DataServerId) {
         let log_max = self.log_max;
         let node = self.node(server);
-        if node.replica.is_some() {
+        if node.replica.is_some() || node.destroyed {
             return;
         }
         node.incarnation += 1;
@@ -723,103 +796,8 @@ impl World {
         self.publish(before);
     }
 
-    fn fault(&mut self) {
-        if self.faults.every_ms == 0 {
-            return;
-        }
-        self.faults_seen += 1;
-        let ids = self.ids();
-        let one = ids[self.rng.below(ids.len() as u64) as usize];
-        let other = ids[self.rng.below(ids.len() as u64) as usize];
-        let kind = self.rng.below(if self.faults.resize { 12 } else { 11 });
-        if self.trace {
-            println!("{} fault {kind} {one} {other}", self.now);
-        }
-        match kind {
-            0 => {
-                let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, false, for_ms);
-            }
-            1 => {
-                let for_ms = 20 + self.rng.below(100);
-                self.stop(one, false, for_ms);
-            }
-            2 if self.faults.power_loss && self.may_lose_power(one) => {
-                let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, true, for_ms);
-            }
-            3 => {
-                let for_ms = 100 + self.rng.below(4000);
-                self.node(one).paused_until = self.now + for_ms;
-            }
-            4 if one != other => self.cut_link(one, other, 1),
-            5 if one != other => {
-                let for_ms = 50 + self.rng.below(3000);
-                self.cut_link(one, other, for_ms);
-            }
-            6 => {
-                let until = self.now + 50 + self.rng.below(5000);
-                self.lonely.insert(one, until);
-            }
-            7 => {
-                let before = self.meta.epoch;
-                self.meta.move_primary(one);
-                self.publish(before);
-            }
-            8 if self.nodes[&one].replica.is_some() => {
-                let incarnation = self.nodes[&one].incarnation;
-                let node = self.node(one);
-                node.store.busy = true;
-                node.room_scheduled = true;
-                let delay = 5 + self.rng.below(200);
-                self.at(delay, Event::Room(one, incarnation));
-            }
-            9 if self.faults.damage => self.damage(one),
-            11 if self.faults.resize => {
-                let size = 2 + self.rng.below(ids.len() as u64 - 1);
-                let min_size = 2 + self.rng.below(size - 1);
-                let before = self.meta.epoch;
-                self.meta.set_pool(size as usize, min_size as usize);
-                self.publish(before);
-            }
-            10 => {
-                if let Some(client) = self.clients.to_fence(&mut self.rng) {
-                    self.fence(client);
-                }
-            }
-            _ => {}
-        }
-        let delay = 1 + self.rng.below(2 * self.faults.every_ms);
-        self.at(delay, Event::Fault);
-    }
-
-    /// One machine at a time, with no other fault that takes bytes: what was not synced survives any one server,
-    /// not any two.
-    fn may_lose_power(&self, server: DataServerId) -> bool {
-        let intact = |(id, node): (&DataServerId, &Node)| {
-            let complete = node.replica.as_ref().is_none_or(Replica::is_complete);
-            (*id == server || (node.clean && complete)) && node.store.damaged.is_empty()
-        };
-        let others = self.meta.config.certain().filter(|m| m.server != server);
-        let settled = self.meta.config.in_sync.iter().all(|m| !m.uncertain);
-        settled && others.count() >= 1 && self.nodes.iter().all(intact)
-    }
-
-    /// Damages an object on one server, if all others in sync are intact.
-    fn damage(&mut self, server: DataServerId) {
-        let intact = self.nodes.iter().all(|(id, node)| *id == server || node.store.damaged.is_empty());
-        let uncertain = self.nodes.values().any(|node| !node.clean);
-        if !intact || uncertain || !self.meta.is_healthy() {
-            return;
-        }
-        let keys: Vec<_> = self.nodes[&server].store.objects().keys().copied().collect();
-        if !keys.is_empty() {
-            let key = keys[self.rng.below(keys.len() as u64) as usize];
-            self.node(server).store.damaged.insert(key);
-        }
-    }
-
-    fn stop(&mut self, server: DataServerId, power_loss: bool, restart_after: u64) {
+    /// The process or its machine stops; it comes back after so many milliseconds, or never.
+    fn stop(&mut self, server: DataServerId, power_loss: bool, restart_after: Option<u64>) {
         if self.nodes[&server].replica.is_none() {
             return;
         }
@@ -834,14 +812,18 @@ impl World {
         node.store.crash(keep);
         node.replica = None;
         node.tokens.clear();
+        node.requests.clear();
         node.syncs.clear();
         node.clean &= !power_loss;
         node.sync_scheduled = false;
+        node.sync_wanted = 0;
         node.write_scheduled = false;
         node.room_scheduled = false;
         // Nothing that is under way may reach the next start.
         node.incarnation += 1;
-        self.at(restart_after, Event::Restart(server));
+        if let Some(restart_after) = restart_after {
+            self.at(restart_after, Event::Restart(server));
+        }
     }
 }
 

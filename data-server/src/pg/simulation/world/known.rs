@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Requests (session, low-water mark, numbers) and truncation floors (inode, sequence).
+type Remembered = (Vec<(u64, u64, Vec<u64>)>, Vec<(u64, u64)>);
+
 impl World {
     /// Faults begin.
     pub(in crate::pg::simulation) fn begin_faults(&mut self, every_ms: u64) {
@@ -13,7 +16,7 @@ impl World {
     pub(in crate::pg::simulation) fn write_known(&mut self, inode: u64, number: u64) {
         let Some(primary) = self.meta.config.primary else { return };
         let payload = Bytes::from(vec![inode as u8; CHUNK as usize - (inode % 7) as usize]);
-        let request = protocol::RequestId { session: SessionId(9000), sequence: number, low_water: 0 };
+        let request = RequestId { session: SessionId(9000), sequence: number, low_water: 0 };
         let object = protocol::ObjectId { pool: PG.pool, inode: protocol::InodeId(inode), chunk: 0 };
         let context = protocol::data::ObjectContext { object, truncations: Vec::new(), fence: MapEpoch(0) };
         let body = DataRequest::Write { request, context, offset: 0, crc: crc32c::crc32c(&payload) };
@@ -78,12 +81,55 @@ impl World {
         self.nodes.iter().map(node).collect::<Vec<_>>().join("\n")
     }
 
+    /// Requests that a living server has and does not answer.
+    pub(in crate::pg::simulation) fn unanswered(&self) -> usize {
+        self.nodes.values().filter(|node| node.replica.is_some()).map(|node| node.tokens.len()).sum()
+    }
+
+    /// Members that hold what was synced, and know it.
+    fn may_be_left(&self) -> Vec<DataServerId> {
+        let fit = |m: &protocol::map::Member| {
+            let node = &self.nodes[&m.server];
+            node.clean && node.incarnation == m.incarnation && node.replica.is_some()
+        };
+        self.meta.config.certain().filter(|m| fit(m)).map(|m| m.server).collect()
+    }
+
+    pub(in crate::pg::simulation) fn may_lose_all_but_one(&self) -> bool {
+        !self.may_be_left().is_empty()
+    }
+
+    /// All members are lost but one, and the power fails there too. Everybody waits for the others until an
+    /// administrator says that they will not come back.
+    pub(in crate::pg::simulation) fn lose_all_but_one(&mut self) {
+        self.acknowledged.0 = self.acknowledged.0.min(self.synced);
+        let fit = self.may_be_left();
+        let left = fit[self.rng.below(fit.len() as u64) as usize];
+        let lost: Vec<DataServerId> = self.ids().into_iter().filter(|id| *id != left).collect();
+        lost.iter().for_each(|id| self.destroy(*id));
+        self.stop(left, true, Some(50));
+    }
+
+    /// Requests and truncation floors that a server remembers.
+    fn remembered(&self, server: DataServerId) -> Option<Remembered> {
+        let copy = &self.nodes[&server].replica.as_ref()?.group.copy;
+        let image = copy.table.image(copy.head());
+        let session = |s: &protocol::replication::SessionImage| {
+            (s.session.0, s.low_water, s.done.iter().map(|(number, _)| *number).collect())
+        };
+        Some((image.sessions.iter().map(session).collect(), image.floors))
+    }
+
     /// What differs between the in-sync members, if something does.
     pub(in crate::pg::simulation) fn divergence(&self) -> Option<String> {
         let members: Vec<DataServerId> = self.meta.config.in_sync.iter().map(|m| m.server).collect();
         let (first, others) = members.split_first()?;
         let expected = self.nodes[first].store.objects();
         for other in others {
+            let (ours, theirs) = (self.remembered(*first), self.remembered(*other));
+            if ours != theirs {
+                return Some(format!("servers {first} and {other} remember {ours:?} and {theirs:?}"));
+            }
             let objects = self.nodes[other].store.objects();
             if objects != expected {
                 let differing = expected.iter().find(|(key, object)| objects.get(key) != Some(object));
