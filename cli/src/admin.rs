@@ -32,6 +32,11 @@ impl Admin {
         Ok(Self { endpoint, metadata: client.metadata })
     }
 
+    /// Addresses of metadata servers.
+    pub(crate) fn metadata_addresses(&self) -> &[SocketAddr] {
+        &self.metadata
+    }
+
     /// The leader's answer.
     pub(crate) async fn ask(&self, request: &MetaRequest) -> anyhow::Result<MetaReply> {
         ask_leader(&self.endpoint, &self.metadata, request, PATIENCE).await.map_err(|why| anyhow!(why))

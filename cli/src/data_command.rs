@@ -9,7 +9,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use fs_client::status_text::bytes;
 use protocol::DataServerId;
-use protocol::meta::{ClusterStatus, DataServerStatus, MetaRequest};
+use protocol::meta::{ClusterStatus, DataServerStatus, FullRatios, MetaRequest};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,42 @@ pub(crate) enum DataCommand {
     Remove(ServerCommand),
     /// Say of which kind a server's device is, for pools that take only one kind
     Class(ClassCommand),
+    /// From which share of its capacity on a server refuses writes that need space [initially: 0.95]
+    SetFullRatio(RatioCommand),
+    /// From which share of its capacity on the status warns [initially: 0.85]
+    SetNearfullRatio(RatioCommand),
+}
+
+/// A share of every data server's capacity
+#[derive(Debug, Args)]
+pub(crate) struct RatioCommand {
+    #[command(flatten)]
+    client: ClientArguments,
+    /// Between 0 and 1
+    #[arg(value_parser = parse_ratio)]
+    ratio: u32,
+}
+
+/// In ten-thousandths.
+fn parse_ratio(text: &str) -> Result<u32, String> {
+    let ratio: f64 = text.parse().map_err(|_| format!("'{text}' is no number"))?;
+    let parts = (ratio * f64::from(FullRatios::ONE)).round();
+    if !(1.0..=f64::from(FullRatios::ONE)).contains(&parts) {
+        return Err(format!("{text} is not between 0.0001 and 1"));
+    }
+    Ok(parts as u32)
+}
+
+impl RatioCommand {
+    async fn run(self, change: impl FnOnce(&mut FullRatios, u32)) -> anyhow::Result<()> {
+        let admin = Admin::new(&self.client)?;
+        let mut ratios = admin.status().await?.full_ratios;
+        change(&mut ratios, self.ratio);
+        admin.ask(&MetaRequest::SetFullRatios(ratios)).await?;
+        let share = |part| f64::from(part) / f64::from(FullRatios::ONE);
+        println!("nearfull_ratio {}, full_ratio {}", share(ratios.nearfull), share(ratios.full));
+        Ok(())
+    }
 }
 
 /// Say of which kind a server's device is
@@ -82,6 +118,8 @@ impl DataCommand {
                 Self::In(server) => server.set_in(true).await?,
                 Self::Remove(server) => server.remove().await?,
                 Self::Class(class) => class.run().await?,
+                Self::SetFullRatio(ratio) => ratio.run(|ratios, to| ratios.full = to).await?,
+                Self::SetNearfullRatio(ratio) => ratio.run(|ratios, to| ratios.nearfull = to).await?,
             }
             Ok(ExitCode::SUCCESS)
         })

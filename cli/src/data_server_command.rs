@@ -41,6 +41,9 @@ pub(crate) struct DataServerCommand {
     /// File that identifies the running kernel: if it changed, unsynced writes may be lost
     #[arg(long, env = "ZABFS_BOOT_ID", default_value = DataServerConfig::BOOT_ID_DEFAULT, hide = true)]
     boot_id: PathBuf,
+    /// Memory of the chunk store in MiB: what is not in the index yet, and a cache of the index
+    #[arg(long, default_value_t = DataServerConfig::STORE_MEMORY_BYTES_DEFAULT >> 20, value_name = "MIB")]
+    store_memory: usize,
     /// Compare the copies of each placement group this often; 0 for never by itself
     #[arg(long, default_value_t = ScrubIntervals::default().light_s, value_name = "SECONDS")]
     scrub_interval: u64,
@@ -66,6 +69,7 @@ impl DataServerCommand {
             capacity_bytes: self.capacity,
             session_timeout_ms: self.session_timeout.saturating_mul(1000),
             boot_id: self.boot_id,
+            store_memory_bytes: self.store_memory.saturating_mul(1 << 20),
             scrub_every: ScrubIntervals { light_s: self.scrub_interval, deep_s: self.deep_scrub_interval },
         };
         std::fs::create_dir_all(&config.dir)

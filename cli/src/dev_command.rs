@@ -151,6 +151,7 @@ impl Servers {
                 capacity_bytes: None,
                 session_timeout_ms: DataServerConfig::SESSION_TIMEOUT_MS_DEFAULT,
                 boot_id: DataServerConfig::BOOT_ID_DEFAULT.into(),
+                store_memory_bytes: DataServerConfig::STORE_MEMORY_BYTES_DEFAULT,
                 scrub_every: ScrubIntervals::default(),
             };
             std::fs::create_dir_all(&config.dir)

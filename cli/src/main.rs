@@ -9,6 +9,7 @@ mod daemon;
 mod data_command;
 mod data_server_command;
 mod dev_command;
+mod fsck_command;
 mod init_command;
 mod logging;
 mod metadata_backup_command;
@@ -30,6 +31,7 @@ use crush_command::CrushCommand;
 use data_command::DataCommand;
 use data_server_command::DataServerCommand;
 use dev_command::DevCommand;
+use fsck_command::FsckCommand;
 use init_command::{CertCommand, InitCommand};
 use metadata_command::MetadataCommand;
 use metadata_server_command::MetadataServerCommand;
@@ -79,6 +81,8 @@ enum Command {
     Umount(UmountCommand),
     /// Show servers, roles, revision, placement groups and space
     Status(StatusCommand),
+    /// Check the filesystem, and repair it, while it is used
+    Fsck(FsckCommand),
     /// Metadata servers: list, add, promote, remove, replace; backup and restore
     #[command(subcommand)]
     Metadata(MetadataCommand),
@@ -132,6 +136,7 @@ fn main() -> ExitCode {
         Command::Mount(command) => command.run(),
         Command::Umount(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Fsck(command) => command.run(),
         Command::Metadata(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Data(command) => command.run(),

@@ -71,7 +71,7 @@ pub(crate) struct CreateCommand {
     /// Replicas that must be up to date for writing [default: one less than size]
     #[arg(long)]
     min_size: Option<u32>,
-    /// Placement groups, for good; a power of two [default: 32]
+    /// Placement groups; a power of two. The number can be raised later [default: 32]
     #[arg(long)]
     pg_num: Option<u32>,
     /// What two replicas must not share [default: host]
@@ -185,7 +185,10 @@ impl ShowCommand {
         println!("id              {}", pool.id);
         println!("size            {}", pool.size);
         println!("min_size        {}", pool.min_size);
-        println!("pg_num          {}", pool.pg_num);
+        match pool.groups_to_come() {
+            0 => println!("pg_num          {}", pool.pg_num),
+            more => println!("pg_num          {} ({more} of them are still to be split off)", pool.pg_num),
+        }
         println!("failure_domain  {}", pool.failure_domain);
         println!("class           {}", pool.class.as_deref().unwrap_or("none"));
         println!("chunk_size      {}", bytes(pool.chunk_size.into()));
@@ -257,7 +260,7 @@ fn parse_settings(words: &[String]) -> anyhow::Result<PoolSettings> {
                 );
             }
             _ => bail!(
-                "there is no setting '{name}'; there are size, min_size, inline_limit, failure_domain, class"
+                "there is no setting '{name}'; there are size, min_size, pg_num, inline_limit, failure_domain, class"
             ),
         }
     }

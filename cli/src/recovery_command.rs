@@ -107,6 +107,8 @@ mod tests {
             scrub: ScrubSummary::default(),
             pools: vec![],
             refusals: Refusals::default(),
+            full_ratios: Default::default(),
+            warnings: vec![],
         }
     }
 

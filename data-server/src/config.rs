@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::driver::ScrubIntervals;
+use crate::store::StoreConfig;
 use protocol::DataServerId;
 
 /// Everything that a data server is told at its start.
@@ -28,6 +29,8 @@ pub struct DataServerConfig {
     /// File whose contents change when the machine starts anew. Unchanged contents mean that an unclean stop
     /// was the death of the process only, so that nothing written is lost.
     pub boot_id: PathBuf,
+    /// Memory of the chunk store in bytes, see [`StoreConfig::with_memory`].
+    pub store_memory_bytes: usize,
     /// How often the groups that it leads are scrubbed.
     pub scrub_every: ScrubIntervals,
 }
@@ -35,6 +38,10 @@ pub struct DataServerConfig {
 impl DataServerConfig {
     /// Default of [`Self::session_timeout_ms`].
     pub const SESSION_TIMEOUT_MS_DEFAULT: u32 = 10_000;
+    /// Default of [`Self::store_memory_bytes`].
+    pub const STORE_MEMORY_BYTES_DEFAULT: usize = StoreConfig::MEMORY_BYTES_DEFAULT;
+    /// Least [`Self::store_memory_bytes`]: below it a few large writes would wait for a checkpoint each.
+    pub const STORE_MEMORY_BYTES_MIN: usize = 32 << 20;
     /// Default of [`Self::boot_id`].
     pub const BOOT_ID_DEFAULT: &'static str = "/proc/sys/kernel/random/boot_id";
 
@@ -50,6 +57,13 @@ impl DataServerConfig {
             return Err(format!(
                 "a session timeout of {} ms is impossible: choose 1000 to 60000",
                 self.session_timeout_ms
+            ));
+        }
+        if self.store_memory_bytes < Self::STORE_MEMORY_BYTES_MIN {
+            return Err(format!(
+                "{} bytes of memory are too few for a store: give it at least {}",
+                self.store_memory_bytes,
+                Self::STORE_MEMORY_BYTES_MIN
             ));
         }
         if self.host.is_empty() || self.host.contains(char::is_whitespace) {
@@ -80,6 +94,7 @@ mod tests {
             capacity_bytes: None,
             session_timeout_ms: DataServerConfig::SESSION_TIMEOUT_MS_DEFAULT,
             boot_id: DataServerConfig::BOOT_ID_DEFAULT.into(),
+            store_memory_bytes: DataServerConfig::STORE_MEMORY_BYTES_DEFAULT,
             scrub_every: ScrubIntervals::default(),
         }
     }
@@ -94,6 +109,7 @@ mod tests {
         };
         assert!(refused(|c| c.metadata.clear()).contains("at least one metadata server"));
         assert!(refused(|c| c.session_timeout_ms = 10).contains("1000 to 60000"));
+        assert!(refused(|c| c.store_memory_bytes = 1000).contains("too few"));
         assert!(refused(|c| c.host = "a b".into()).contains("failure domain"));
         assert!(refused(|c| c.listen = ([0, 0, 0, 0], 1).into()).contains("can reach"));
     }

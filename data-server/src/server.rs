@@ -66,7 +66,8 @@ pub async fn run(
     let identity = identity(&config)?;
     let endpoint = bind(&config, identity)?;
     let address = endpoint.local_addr();
-    let store_config = StoreConfig { capacity_bytes: config.capacity_bytes, ..StoreConfig::default() };
+    let store_config = StoreConfig { capacity_bytes: config.capacity_bytes, ..StoreConfig::default() }
+        .with_memory(config.store_memory_bytes);
     let store = Arc::new(Store::open(&config.dir, store_config)?);
     let boot_id = boot_id(&config)?;
     let clean = nothing_lost(&store, &boot_id)?;

@@ -17,6 +17,9 @@ fn render_into(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
         "revision {}, zab epoch {}, map epoch {}, answered by metadata server {}",
         status.revision, status.zab_epoch, status.map_epoch, status.answered_by
     )?;
+    for warning in &status.warnings {
+        writeln!(text, "warning: {warning}")?;
+    }
     writeln!(text, "\nmetadata servers")?;
     if status.leader.is_none() {
         writeln!(text, "  no leader is known: changes wait until a majority of them is there")?;
@@ -115,9 +118,12 @@ fn render_into(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
 /// A pool without its number, on one line.
 pub fn pool_text(pool: &PoolStatus) -> String {
     let class = pool.class.as_ref().map_or(String::new(), |class| format!(" of class {class}"));
+    let available = pool.available.map_or(String::new(), |left| format!(", {} available", bytes(left)));
     let groups: Vec<String> = pool.groups.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let split = pool.groups_to_come();
+    let split = if split == 0 { String::new() } else { format!(", {split} more are being split off") };
     format!(
-        "{:<16} {} replicas ({} to write) on different {}s{class}, {} in {} objects, groups: {}{}",
+        "{:<16} {} replicas ({} to write) on different {}s{class}, {} in {} objects{available}, groups: {}{split}{}",
         pool.name,
         pool.size,
         pool.min_size,
@@ -176,7 +182,7 @@ pub fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::meta::{DataServerStatus, MetadataServerStatus, Refusals, ScrubSummary, Space};
+    use protocol::meta::{DataServerStatus, FullRatios, MetadataServerStatus, Refusals, ScrubSummary, Space};
     use protocol::{DataServerId, MapEpoch, MetadataServerId, PoolId, Revision};
 
     #[test]
@@ -230,18 +236,22 @@ mod tests {
                 groups: vec![("active+clean".to_owned(), 8)],
                 objects: 3,
                 bytes: 12 << 20,
+                available: Some(5 << 20),
                 ..PoolStatus::default()
             }],
             refusals: Refusals { connections: 12, requests: 3, stale: 7, ..Refusals::default() },
+            full_ratios: FullRatios::default(),
+            warnings: vec!["data server 1 is nearly full".to_owned()],
         };
         let text = render(&status);
         for part in [
+            "\nwarning: data server 1 is nearly full\n",
             "no leader is known",
             "zxid 3.17",
             "127.0.0.1:7201",
             "down, in  3.0 MiB of 1.0 GiB used, 32 groups (0 as primary), 2 corrupt blocks found",
             "2   fast             2 replicas (1 to write) on different hosts of class ssd, 12.0 MiB in 3 objects, \
-             groups: 8 active+clean\n",
+             5.0 MiB available, groups: 8 active+clean\n",
             "   32 active+clean",
             "5 objects still to copy",
             "scrubs found 4 wrong copies and replaced 3; 1 objects differ",

@@ -17,7 +17,7 @@ use zab::Zxid;
 const STATE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("state");
 
 /// Bytes of pages that redb keeps in memory.
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 
 /// Chunks of a snapshot stream are closed when they reach this many bytes.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -149,7 +149,10 @@ impl SnapshotSource for RowSource {
 }
 
 /// Takes the first row off `rows`; `None` at their end.
-pub(crate) fn next_row(rows: &mut Bytes) -> Result<Option<(Bytes, Bytes)>, &'static str> {
+///
+/// # Errors
+/// They are no rows.
+pub fn next_row(rows: &mut Bytes) -> Result<Option<(Bytes, Bytes)>, &'static str> {
     if rows.is_empty() {
         return Ok(None);
     }

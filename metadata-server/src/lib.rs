@@ -7,6 +7,7 @@
 //! | [`disk_layer`] | the state's bottom layer on redb, checkpoints, snapshots |
 //! | [`core`] | every decision: requests, sessions, expiry, placement; pure |
 //! | [`backup`] | backups of everything, and clusters made from them |
+//! | [`fsck`] | compares all rows of one revision and all objects; pure |
 //! | [`node`] | the core between the quorum and the connections |
 //! | [`trims`] | asks data servers to cut objects |
 //! | [`server`] | wires all of it |
@@ -15,6 +16,7 @@ pub mod backup;
 pub mod config;
 pub mod core;
 pub mod disk_layer;
+pub mod fsck;
 pub mod node;
 pub mod quorum;
 pub mod server;

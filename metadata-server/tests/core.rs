@@ -10,9 +10,14 @@ use metadata_server::quorum::PeerStatus;
 use metadata_server::state::key::{self, Key};
 use metadata_server::state::layers::View;
 use protocol::identity::{ClusterId, Fingerprint, Limits, PeerIdentity, Role as Certificate};
-use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, NewNode, ReadOp, Refusals, WriteOp};
+use protocol::meta::{
+    MetaError, MetaReply, MetaRequest, MetaResponse, NewNode, Push, ReadOp, Refusals, WriteOp,
+};
 use protocol::{EntryName, Errno, FileKind, InodeId, MetadataServerId, SessionId, Timestamp};
 use zab::{ChangeError, Membership, MembershipChange, ProposeError, ReadError, Role, Zxid};
+
+#[path = "core/deferral.rs"]
+mod deferral;
 
 const TIMEOUT_MS: u32 = 4_000;
 
@@ -68,6 +73,8 @@ struct Rig {
     wall_offset: i64,
     asked: u64,
     answers: BTreeMap<u64, MetaResponse>,
+    /// What connections were told unasked.
+    pushed: Vec<(u64, Push)>,
     sequence: u64,
 }
 
@@ -117,6 +124,7 @@ impl Rig {
             wall_offset: 0,
             asked: 0,
             answers: BTreeMap::new(),
+            pushed: Vec::new(),
             sequence: 0,
         };
         rig.lead();
@@ -150,6 +158,7 @@ impl Rig {
                 Output::Reply { token, response } => {
                     assert!(self.answers.insert(token, response).is_none(), "answered twice");
                 }
+                Output::Push { client, push } => self.pushed.push((client, push)),
                 Output::Fatal(why) => panic!("it stops: {why}"),
                 _ => {}
             }

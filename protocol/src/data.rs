@@ -5,6 +5,7 @@
 
 use crate::attr::Truncation;
 use crate::id::{InodeId, MapEpoch, ObjectId, PgId, RequestId};
+use crate::split::Extent;
 use serde::{Deserialize, Serialize};
 
 /// Largest payload of one read or write in bytes: one FUSE request.
@@ -15,6 +16,9 @@ pub const IO_MAX: u32 = 1 << 20;
 pub struct ObjectContext {
     /// The object.
     pub object: ObjectId,
+    /// The number of groups under which the sender found the object's group: a group that is at another one refuses, as
+    /// what the sender does next (a sync) would miss the group that has the object by now.
+    pub pg_num: u32,
     /// The inode's truncations, oldest first: an object with a `truncate_seq` below an entry's is cut to the
     /// least such size before use. Sizes are file offsets.
     pub truncations: Vec<Truncation>,
@@ -63,7 +67,7 @@ pub enum DataRequest {
     /// stable storage of all in-sync replicas.
     Sync {
         /// The groups, each once.
-        pgs: Vec<PgId>,
+        pgs: Vec<Extent>,
     },
     /// Cuts every object of the inode in this group as `truncations` say and deletes what is empty then. From
     /// its completion on, operations whose newest truncation is older than `floor` are refused as
@@ -71,6 +75,8 @@ pub enum DataRequest {
     TrimInode {
         /// The group.
         pg: PgId,
+        /// What it is taken to hold, as in [`Extent`].
+        pg_num: u32,
         /// The inode.
         inode: InodeId,
         /// Bytes per chunk, to turn sizes into chunk indices.
@@ -87,6 +93,35 @@ pub enum DataRequest {
         /// Read every block of every copy.
         deep: bool,
     },
+    /// Objects of a group in order of inode and chunk → [`DataReply::Objects`]. Administrators only.
+    List {
+        /// The group.
+        pg: PgId,
+        /// Under which number of groups it is to hold them.
+        pg_num: u32,
+        /// Only those behind this inode and chunk.
+        after: Option<(InodeId, u32)>,
+        /// At most so many, and at most [`LIST_MAX`].
+        limit: u32,
+    },
+}
+
+/// Objects that one answer to [`DataRequest::List`] names at most.
+pub const LIST_MAX: u32 = 8192;
+
+/// An object of a group as [`DataRequest::List`] shows it; the answer's payload is a postcard list of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedObject {
+    /// The inode.
+    pub inode: InodeId,
+    /// Which of its chunks.
+    pub chunk: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Space that it occupies in one replica.
+    pub allocated: u64,
+    /// The newest truncation that it was cut by.
+    pub truncate_seq: u64,
 }
 
 /// A successful answer.
@@ -111,6 +146,13 @@ pub enum DataReply {
     },
     /// The scrubs have begun, or wait for others of this server to end.
     Scrubbing,
+    /// The payload is a postcard list of [`ListedObject`].
+    Objects {
+        /// crc32c of the payload.
+        crc: u32,
+        /// Nothing follows.
+        end: bool,
+    },
 }
 
 /// Why a data server did not do it. The first three ask the client to try again.

@@ -100,8 +100,12 @@ pub struct ObjectId {
 impl ObjectId {
     /// The placement group of this object in a pool of `pg_num` groups.
     pub fn pg(self, pg_num: u32) -> PgId {
-        let hash = crush::object_hash(format!("{:x}.{:08x}", self.inode.0, self.chunk).as_bytes());
-        PgId { pool: self.pool, seed: crush::pg_of(hash, pg_num) }
+        PgId { pool: self.pool, seed: crush::pg_of(self.hash(), pg_num) }
+    }
+
+    /// The hash of its name.
+    pub fn hash(self) -> u32 {
+        crush::object_hash(format!("{:x}.{:08x}", self.inode.0, self.chunk).as_bytes())
     }
 }
 

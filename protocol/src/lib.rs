@@ -11,6 +11,7 @@
 //! | [`frame`], [`transport`] | frames, and the QUIC connections that carry them |
 //! | [`identity`] | the certificate authority and who the certificates name |
 //! | [`map`] | the cluster map: servers, pools, placement-group configurations |
+//! | [`split`] | which groups multiply into which |
 //!
 //! Architecture invariant: nothing here decides anything about the namespace, replication or placement.
 
@@ -27,6 +28,7 @@ pub mod meta;
 pub mod mutant;
 pub mod name;
 pub mod replication;
+pub mod split;
 pub mod transport;
 
 /// Kinds of channels, for [`transport::Connection::open_channel`].

@@ -4,6 +4,7 @@
 //! CRUSH says where data *should* be; a group's [`PgConfig`] says where it *is*.
 
 use crate::id::{DataServerId, MapEpoch, ObjectId, PgId, PoolId, SessionId, StoreUuid};
+use crate::split::Extent;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -104,7 +105,7 @@ pub struct Pool {
     pub size: u32,
     /// Least in-sync replicas with which a group serves writes.
     pub min_size: u32,
-    /// Number of placement groups.
+    /// Number of placement groups; while some have not been split yet, there are fewer.
     pub pg_num: u32,
     /// Rule number in the CRUSH map; says the failure domain and the device class.
     pub rule: u32,
@@ -162,6 +163,9 @@ pub struct PgConfig {
     pub learners: Vec<Member>,
     /// The primary has completed what its predecessor prepared: reads and writes are served.
     pub activated: bool,
+    /// What the group holds: the objects whose hash modulo this is its number. It rises to the pool's when the group is
+    /// split.
+    pub pg_num: u32,
 }
 
 impl PgConfig {
@@ -173,6 +177,31 @@ impl PgConfig {
     /// The member on `server` in either role.
     pub fn member(&self, server: DataServerId) -> Option<&Member> {
         self.in_sync.iter().chain(&self.learners).find(|m| m.server == server)
+    }
+
+    /// Carries out [`PgChange::Split`], whose sender's role the caller checks. Returns the child's number and its
+    /// configuration (which needs a version) if there is one; nothing if the change does not fit.
+    pub fn divide(
+        &mut self,
+        seed: u32,
+        pg_num: u32,
+        holders: &[DataServerId],
+    ) -> Option<Option<(u32, PgConfig)>> {
+        if self.primary.is_none()
+            || pg_num <= self.pg_num
+            || pg_num != crate::split::step(self.pg_num, pg_num)
+        {
+            return None;
+        }
+        let mut child = PgConfig { learners: Vec::new(), activated: false, pg_num, ..self.clone() };
+        for member in &mut child.in_sync {
+            member.uncertain |= !holders.contains(&member.server);
+        }
+        let fit = |primary: &DataServerId| child.in_sync_member(*primary).is_some_and(|m| !m.uncertain);
+        child.primary = child.primary.filter(fit);
+        let seed = crate::split::child(seed, self.pg_num, pg_num);
+        self.pg_num = pg_num;
+        Some(seed.map(|seed| (seed, child)))
     }
 
     /// In-sync members that count for acknowledgements.
@@ -195,6 +224,14 @@ pub enum PgChange {
     /// The primary's own copy is incomplete (a block of it rotted) and cannot lead: another certain member
     /// that is up becomes primary, if there is one; this one stays a member.
     Resign,
+    /// The group's objects are shared out under this number of groups, and durably so: the child, if it gets one, begins
+    /// with the same members. Those on `holders` have executed the split, the others are uncertain in the child.
+    Split {
+        /// One step above the configuration's.
+        pg_num: u32,
+        /// Servers.
+        holders: Vec<DataServerId>,
+    },
 }
 
 /// Why a map change was refused by the receiver.
@@ -215,8 +252,37 @@ impl ClusterMap {
 
     /// The group of `object` and its configuration, if the pool exists.
     pub fn locate(&self, object: ObjectId) -> Option<(PgId, &PgConfig)> {
-        let pg = object.pg(self.pools.get(&object.pool)?.pg_num);
-        Some((pg, self.pgs.get(&pg)?))
+        self.holder(object.pool, object.hash())
+    }
+
+    /// The group that holds the objects with this hash: that of the pool's number of groups or, as long as it does not
+    /// exist, the one that it will be split from. `None` for a pool that does not exist or is still being made.
+    pub fn holder(&self, pool: PoolId, hash: u32) -> Option<(PgId, &PgConfig)> {
+        let mut seed = crush::pg_of(hash, self.pools.get(&pool)?.pg_num);
+        loop {
+            let pg = PgId { pool, seed };
+            if let Some(config) = self.pgs.get(&pg)
+                && crush::pg_of(hash, config.pg_num) == seed
+            {
+                return Some((pg, config));
+            }
+            seed = crate::split::parent(seed)?;
+        }
+    }
+
+    /// The groups of a pool that exist, and what each holds.
+    pub fn extents(&self, pool: PoolId) -> impl Iterator<Item = Extent> {
+        let range = PgId { pool, seed: 0 }..=PgId { pool, seed: u32::MAX };
+        self.pgs.range(range).map(|(pg, config)| Extent { pg: *pg, pg_num: config.pg_num })
+    }
+
+    /// The groups that hold now what `extent` names: itself, or what it was split into.
+    pub fn successors(&self, extent: Extent) -> Vec<Extent> {
+        if self.pgs.get(&extent.pg).is_some_and(|config| config.pg_num == extent.pg_num) {
+            return vec![extent];
+        }
+        let within = |now: &Extent| crush::pg_of(now.pg.seed, extent.pg_num) == extent.pg.seed;
+        self.extents(extent.pg.pool).filter(within).collect()
     }
 
     /// Address of the primary of `pg`, if it has one that is registered.
@@ -270,6 +336,51 @@ mod tests {
             blocked: None,
             removed_pools: None,
         }
+    }
+
+    #[test]
+    fn every_object_has_one_holder_however_far_each_group_is_split() {
+        let pool = PoolId(1);
+        let mut map = ClusterMap::default();
+        let settings = Pool {
+            name: "data".to_owned(),
+            size: 3,
+            min_size: 2,
+            pg_num: 3,
+            rule: 0,
+            chunk_size: 1,
+            inline_limit: 0,
+        };
+        map.pools.insert(pool, settings);
+        let config = |pg_num| PgConfig { pg_num, ..PgConfig::default() };
+        for seed in 0..3 {
+            map.pgs.insert(PgId { pool, seed }, config(3));
+        }
+        let target = 21;
+        map.pools.get_mut(&pool).expect("the pool").pg_num = target;
+        let hashes: Vec<u32> = (0..3000_u32).map(|n| n.wrapping_mul(0x9e37_79b9)).collect();
+        let before: Vec<Extent> = map.extents(pool).collect();
+        for round in 0.. {
+            for hash in &hashes {
+                let holders = map.extents(pool).filter(|e| crush::pg_of(*hash, e.pg_num) == e.pg.seed);
+                let holders: Vec<PgId> = holders.map(|extent| extent.pg).collect();
+                assert_eq!(holders, [map.holder(pool, *hash).expect("a holder").0], "round {round}");
+            }
+            let behind = |(_, config): &(&PgId, &PgConfig)| config.pg_num < target;
+            let unsplit: Vec<PgId> = map.pgs.iter().filter(behind).map(|(pg, _)| *pg).collect();
+            // One group at a time, not in order.
+            let Some(pg) = unsplit.get(round * 7 % unsplit.len().max(1)) else { break };
+            let from = map.pgs[pg].pg_num;
+            let to = crate::split::step(from, target);
+            map.pgs.insert(*pg, config(to));
+            if let Some(seed) = crate::split::child(pg.seed, from, to) {
+                assert!(map.pgs.insert(PgId { pool, seed }, config(to)).is_none());
+            }
+        }
+        assert_eq!(map.pgs.len(), target as usize);
+        let all: BTreeSet<Extent> = map.extents(pool).collect();
+        let found: Vec<Extent> = before.iter().flat_map(|extent| map.successors(*extent)).collect();
+        assert_eq!((found.len(), found.into_iter().collect::<BTreeSet<_>>()), (target as usize, all));
     }
 
     #[test]

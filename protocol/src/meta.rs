@@ -15,15 +15,17 @@ use std::net::SocketAddr;
 
 mod answer;
 mod backup;
+mod fsck;
 mod pool;
 mod status;
 
 pub use answer::ReadAnswer;
 pub use backup::BackupHead;
+pub use fsck::{FSCK_NAMES_MAX, FSCK_ROWS_MAX, FsckAnswer, FsckFile, FsckMend, FsckProblem, FsckRequest};
 pub use pool::{POOL_XATTR, PoolChange, PoolSettings, PoolStatus};
 pub use status::{
-    ClusterStatus, DataServerStatus, MetadataServerStatus, RecoveryStatus, Refusals, ScrubSummary,
-    SessionStatus,
+    ClusterStatus, DataServerStatus, FullRatios, MetadataServerStatus, RecoveryStatus, Refusals,
+    ScrubSummary, SessionStatus,
 };
 
 /// Default session timeout in milliseconds.
@@ -170,6 +172,10 @@ pub enum MetaRequest {
         /// What to read: anything but space and waits of a session, which only the leader knows.
         op: ReadOp,
     },
+    /// When data servers count as full from now on. Administrators only.
+    SetFullRatios(FullRatios),
+    /// A question of a check of the whole filesystem → [`MetaReply::Fsck`]. Administrators only.
+    Fsck(FsckRequest),
 }
 
 /// Reads; all of them linearizable.
@@ -182,7 +188,8 @@ pub enum ReadOp {
         /// Name in it.
         name: EntryName,
     },
-    /// → [`MetaReply::Attr`]
+    /// → [`MetaReply::Attr`], or [`MetaError::Busy`] while another session may have times of it to commit, which is
+    /// asked to do so; likewise [`ReadOp::Lookup`].
     Getattr(InodeId),
     /// Where the bytes are → [`MetaReply::View`], or [`MetaReply::Unchanged`] if `data_revision` and
     /// attributes' ctime are as given.
@@ -194,7 +201,8 @@ pub enum ReadOp {
     },
     /// → [`MetaReply::Bytes`]
     Readlink(InodeId),
-    /// Entries after `cookie` (0 from the start) in stable order → [`MetaReply::Entries`]
+    /// Entries after `cookie` (0 from the start) in stable order → [`MetaReply::Entries`]. Their attributes are committed
+    /// ones: times of a file that a session overwrites may be newer ([`WriteOp::Defer`]), and [`ReadOp::Getattr`] tells.
     Readdir {
         /// Directory.
         inode: InodeId,
@@ -238,6 +246,8 @@ pub enum ReadOp {
     },
     /// Path of an inode by its oldest link, for people → [`MetaReply::Bytes`]
     Path(InodeId),
+    /// Space of the pool that the inode's files are in → [`MetaReply::Statfs`]
+    StatfsAt(InodeId),
 }
 
 /// Changes. Each is one transaction: all of it or nothing.
@@ -401,6 +411,20 @@ pub enum WriteOp {
     BreakLock {
         /// Name under `.zabfs/locks`.
         name: EntryName,
+    },
+    /// The right to overwrite a file in chunks and commit its times later, by [`WriteOp::Settle`], together with the hold
+    /// → [`MetaReply::View`]. [`MetaError::Busy`] if another session has the hold, which is not asked for it, or
+    /// [`MetaError::Respill`] if the file is in its znode. The right lasts as long as the hold, until it is given back,
+    /// or until [`Push::Settle`] asks for it. Expiry sets the times, as nobody knows what the session had written.
+    Defer(InodeId),
+    /// Commits times that were deferred → [`MetaReply::Done`]. Without the right it does nothing.
+    Settle {
+        /// The file.
+        inode: InodeId,
+        /// Something was overwritten since the last time: mtime and ctime become that of this transaction.
+        changed: bool,
+        /// The right is given back.
+        done: bool,
     },
 }
 
@@ -633,6 +657,8 @@ pub enum MetaReply {
         /// Committed map epoch when this was answered: the lease counts only once the server's map is at
         /// least here, so that a primary that does not know of its replacement cannot serve for longer than one timeout.
         map_epoch: MapEpoch,
+        /// When the server counts as full.
+        full_ratios: FullRatios,
     },
     /// Groups whose primaries have reported, each with the primary.
     Scrubs(Vec<(PgId, DataServerId, PgReport)>),
@@ -654,6 +680,8 @@ pub enum MetaReply {
         /// What the read is answered with. Never itself a `ReadAt`.
         answer: ReadAnswer,
     },
+    /// Answer to [`MetaRequest::Fsck`].
+    Fsck(Box<FsckAnswer>),
 }
 
 /// Why a metadata server did not do it.
@@ -729,6 +757,9 @@ pub enum Push {
     Map(MapDelta),
     /// The session has expired.
     SessionExpired,
+    /// Somebody wants to know the times of this file: commit what is deferred, and defer nothing more. This waits for
+    /// nothing else.
+    Settle(InodeId),
 }
 
 /// Who a client is, for people.

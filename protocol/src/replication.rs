@@ -49,6 +49,8 @@ pub enum Unit {
     Inode(InodeId),
     /// One object.
     Object(GroupObject),
+    /// The group's copy as a whole: it is copied from the beginning.
+    Group,
 }
 
 /// One ordered operation, as every replica executes it: the primary has decided everything.
@@ -104,6 +106,12 @@ pub enum LogOp {
         /// Operations must know a truncation at least this new from now on.
         floor: u64,
     },
+    /// Gives the objects that the group does not hold under this number of groups to its child, with the table of
+    /// completed requests and floors. The child's order goes on behind this position.
+    Split {
+        /// The number of groups.
+        pg_num: u32,
+    },
 }
 
 impl LogOp {
@@ -112,6 +120,7 @@ impl LogOp {
         match self {
             Self::Write { object, .. } | Self::Zero { object, .. } => Unit::Object(*object),
             Self::Trim { inode, .. } => Unit::Inode(*inode),
+            Self::Split { .. } => Unit::Group,
         }
     }
 
@@ -119,7 +128,7 @@ impl LogOp {
     pub fn payload_len(&self) -> usize {
         match self {
             Self::Write { length, .. } => *length as usize,
-            Self::Zero { .. } | Self::Trim { .. } => 0,
+            Self::Zero { .. } | Self::Trim { .. } | Self::Split { .. } => 0,
         }
     }
 }
@@ -278,6 +287,8 @@ pub enum StreamBody {
         table: TableImage,
         /// To be kept durably until [`StreamBody::FillEnd`].
         fill: Fill,
+        /// The number of groups under which the primary's copy holds its objects.
+        pg_num: u32,
     },
     /// A piece of an object.
     Push(Push),
@@ -362,6 +373,8 @@ pub enum PeerMessage {
         durable: u64,
         /// The member has no space for new data.
         full: bool,
+        /// The last split that the member executed itself, so that it has the child; the beginning for none.
+        split_at: Position,
     },
     /// One message of a link.
     Stream {

@@ -234,6 +234,24 @@ const MUTANTS: &[Mutant] = &[
         "whoever asks for its session again counts as having everything open",
     ),
     mutant(
+        "deferred-times-stay-hidden",
+        "deferral",
+        STATE,
+        "times are told although another session may have newer ones",
+    ),
+    mutant(
+        "expiry-forgets-deferred-times",
+        "deferral",
+        STATE,
+        "the end of a session leaves the times of what it overwrote",
+    ),
+    mutant(
+        "times-are-set-over-deferred-ones",
+        "deferral",
+        STATE,
+        "times are set although another session has older ones to commit",
+    ),
+    mutant(
         "forgotten-replies-keep-pins",
         "pins",
         CLUSTER,

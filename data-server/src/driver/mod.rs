@@ -30,7 +30,7 @@ use protocol::data::{DataRequest, DataResponse};
 use protocol::map::{ClusterMap, PgChange};
 use protocol::meta::{DataServerReport, PgReport};
 use protocol::replication::{PeerMessage, Position};
-use protocol::{DataServerId, MapEpoch, PgId};
+use protocol::{DataServerId, MapEpoch, PgId, SessionId};
 pub use scrub::ScrubIntervals;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -201,22 +201,8 @@ impl Driver {
         let member = |pg: &PgId| map.pgs.get(pg).is_some_and(|c| c.member(self.me.server).is_some());
         let mut concerned: BTreeSet<PgId> = map.pgs.keys().filter(|pg| member(pg)).copied().collect();
         concerned.extend(self.groups.borrow().keys());
-        let views: Vec<(PgId, GroupView)> = concerned
-            .into_iter()
-            .filter_map(|pg| {
-                let pool = map.pools.get(&pg.pool)?;
-                let view = GroupView {
-                    config: map.pgs.get(&pg)?.clone(),
-                    epoch: map.epoch,
-                    blocked: blocked.clone(),
-                    sessions_from: map.generation.sessions_from,
-                    size: pool.size as usize,
-                    min_size: pool.min_size as usize,
-                    chunk_size: pool.chunk_size,
-                };
-                Some((pg, view))
-            })
-            .collect();
+        let views: Vec<(PgId, GroupView)> =
+            concerned.into_iter().filter_map(|pg| Some((pg, view_of(&map, pg, &blocked)?))).collect();
         self.peers.adopt(&map, self.me.server, self);
         let removed = |pg: &PgId| map.removed_pools.contains(&pg.pool);
         let orphans: Vec<PgId> = self.groups.borrow().keys().copied().filter(removed).collect();
@@ -229,6 +215,20 @@ impl Driver {
             self.step(pg, |replica, cx| replica.handle_view(cx, view));
         }
         self.epoch.send_replace(self.map_epoch());
+    }
+
+    /// A split made a group: its replica begins, and sees the map at hand.
+    fn begin(self: &Rc<Self>, pg: PgId, ticket: Ticket) {
+        let mut access = Access::new(&self.store);
+        match Replica::load_newborn((pg, ticket), self.me, self.settings, &mut access) {
+            Ok(replica) => drop(self.groups.borrow_mut().insert(pg, replica)),
+            Err(error) => return self.fail(&format!("cannot load placement group {pg}: {error}")),
+        }
+        self.unsettled.borrow_mut().insert(pg, ticket);
+        let view = self.map.borrow().as_ref().and_then(|map| view_of(map, pg, &Rc::new(map.blocked.clone())));
+        if let Some(view) = view {
+            self.step(pg, |replica, cx| replica.handle_view(cx, view));
+        }
     }
 
     fn ensure(self: &Rc<Self>, pg: PgId) {
@@ -340,6 +340,7 @@ impl Driver {
                 let (objects, before) = self.copied.get();
                 self.copied.set((objects + u64::from(whole), before + bytes as u64));
             }
+            Output::Born { pg, ticket } => self.begin(pg, ticket),
             Output::Removed => drop(self.groups.borrow_mut().remove(&pg)),
             Output::Fatal(error) => self.fail(&error.to_string()),
         }
@@ -435,6 +436,22 @@ impl Driver {
             self.watch_disk();
         }
     }
+}
+
+/// What a map says about a group, if it knows it.
+fn view_of(map: &ClusterMap, pg: PgId, blocked: &Rc<BTreeMap<SessionId, MapEpoch>>) -> Option<GroupView> {
+    let pool = map.pools.get(&pg.pool)?;
+    Some(GroupView {
+        config: map.pgs.get(&pg)?.clone(),
+        epoch: map.epoch,
+        blocked: blocked.clone(),
+        sessions_from: map.generation.sessions_from,
+        size: pool.size as usize,
+        min_size: pool.min_size as usize,
+        chunk_size: pool.chunk_size,
+        pg_num: pool.pg_num,
+        restored_at: map.generation.revision,
+    })
 }
 
 /// Seconds since 1970.

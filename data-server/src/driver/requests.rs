@@ -1,10 +1,14 @@
 //! Requests of clients and of the metadata leader: who may ask what, and to which group it goes.
 
 use super::{Driver, WRITES_BYTES_MAX};
+use crate::store::{ObjectInfo, ObjectKey};
 use bytes::Bytes;
-use protocol::data::{DataError, DataReply, DataRequest, DataResponse, IO_MAX, ObjectContext};
+use protocol::data::{
+    DataError, DataReply, DataRequest, DataResponse, IO_MAX, LIST_MAX, ListedObject, ObjectContext,
+};
 use protocol::identity::{PeerIdentity, Role};
-use protocol::{PgId, PoolId};
+use protocol::split::Extent;
+use protocol::{InodeId, PgId, PoolId};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,6 +34,12 @@ impl Driver {
         if let DataRequest::Scrub { pgs, deep } = request {
             return (self.start_scrubs(&pgs, deep), Bytes::new());
         }
+        if let DataRequest::List { pg, pg_num, after, limit } = request {
+            return match self.list(Extent { pg, pg_num }, after, limit) {
+                Ok((reply, objects)) => (Ok(reply), objects),
+                Err(error) => (Err(error), Bytes::new()),
+            };
+        }
         if let Err(error) = self.catch_up(&request).await {
             return (Err(error), Bytes::new());
         }
@@ -54,7 +64,10 @@ impl Driver {
             DataRequest::Read { context, .. }
             | DataRequest::Write { context, .. }
             | DataRequest::Zero { context, .. } => context.fence,
-            DataRequest::Sync { .. } | DataRequest::TrimInode { .. } | DataRequest::Scrub { .. } => {
+            DataRequest::Sync { .. }
+            | DataRequest::TrimInode { .. }
+            | DataRequest::Scrub { .. }
+            | DataRequest::List { .. } => {
                 return Ok(());
             }
         };
@@ -73,11 +86,14 @@ impl Driver {
         })
     }
 
-    async fn sync(self: &Rc<Self>, pgs: Vec<PgId>) -> DataResponse {
+    async fn sync(self: &Rc<Self>, pgs: Vec<Extent>) -> DataResponse {
         // All of them are asked before the first is waited for: one sync of the journal covers all.
         let asked: Vec<_> = pgs
             .into_iter()
-            .map(|pg| (pg, self.submit(pg, DataRequest::Sync { pgs: vec![pg] }, Bytes::new())))
+            .map(|extent| {
+                let sync = DataRequest::Sync { pgs: vec![extent] };
+                (extent.pg, self.submit(extent.pg, sync, Bytes::new()))
+            })
             .collect();
         for (pg, answered) in asked {
             match answered.await {
@@ -88,6 +104,34 @@ impl Driver {
             }
         }
         Ok(DataReply::Synced)
+    }
+
+    /// Objects of a group that this server serves.
+    fn list(
+        &self,
+        Extent { pg, pg_num }: Extent,
+        after: Option<(InodeId, u32)>,
+        limit: u32,
+    ) -> Result<(DataReply, Bytes), DataError> {
+        if !self.groups.borrow().get(&pg).is_some_and(|r| r.is_active() && r.holds_under(pg_num)) {
+            return Err(self.not_primary(pg));
+        }
+        let limit = limit.clamp(1, LIST_MAX) as usize;
+        let after = after.map(|(inode, chunk)| (inode.0, chunk));
+        let rows = self.store.list(pg.to_u64(), after, limit);
+        let rows = rows.map_err(|error| DataError::Unavailable(error.to_string()))?;
+        let end = rows.len() < limit;
+        let shown = |(key, info): (ObjectKey, ObjectInfo)| ListedObject {
+            inode: InodeId(key.inode),
+            chunk: key.chunk,
+            size: info.size,
+            allocated: info.allocated_bytes,
+            truncate_seq: info.truncate_seq,
+        };
+        let objects: Vec<ListedObject> = rows.into_iter().map(shown).collect();
+        let encoded = postcard::to_stdvec(&objects);
+        let encoded = Bytes::from(encoded.map_err(|error| DataError::Unavailable(error.to_string()))?);
+        Ok((DataReply::Objects { crc: crc32c::crc32c(&encoded), end }, encoded))
     }
 
     fn not_primary(&self, pg: PgId) -> DataError {
@@ -108,15 +152,19 @@ impl Driver {
             DataRequest::Read { context, offset, length } => {
                 let pool = pool(context.object.pool)?;
                 check_range(*offset, *length, pool.chunk_size)?;
-                Ok(context.object.pg(pool.pg_num))
+                Ok(context.object.pg(context.pg_num))
             }
             DataRequest::Zero { context, offset, length, .. } => {
                 let pool = pool(context.object.pool)?;
                 check_end(*offset, *length, pool.chunk_size)?;
-                Ok(context.object.pg(pool.pg_num))
+                Ok(context.object.pg(context.pg_num))
             }
-            DataRequest::Write { context, .. } => Ok(context.object.pg(pool(context.object.pool)?.pg_num)),
+            DataRequest::Write { context, .. } => {
+                pool(context.object.pool)?;
+                Ok(context.object.pg(context.pg_num))
+            }
             DataRequest::TrimInode { pg, .. } => Ok(*pg),
+            DataRequest::List { pg, .. } => Ok(*pg),
             DataRequest::Sync { .. } | DataRequest::Scrub { .. } => {
                 Err(DataError::Malformed("a request for several groups has no one group".into()))
             }
@@ -132,7 +180,11 @@ fn authorize(peer: &PeerIdentity, request: &DataRequest) -> Result<(), DataError
             tracing::warn!("refused {peer}: only metadata servers cut and delete objects");
             Err(DataError::Refused("only metadata servers cut and delete objects".into()))
         }
-        (Role::Admin, DataRequest::Scrub { .. }) => Ok(()),
+        (Role::Admin, DataRequest::Scrub { .. } | DataRequest::List { .. }) => Ok(()),
+        (_, DataRequest::List { .. }) => {
+            tracing::warn!("refused {peer}: only administrators list objects");
+            Err(DataError::Refused("only administrators list objects".into()))
+        }
         (_, DataRequest::Scrub { .. }) => {
             tracing::warn!("refused {peer}: only administrators begin scrubs");
             Err(DataError::Refused("only administrators begin scrubs".into()))

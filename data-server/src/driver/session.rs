@@ -8,7 +8,9 @@ use protocol::MapEpoch;
 use protocol::channel_kind;
 use protocol::identity::Role;
 use protocol::map::{ClusterMap, RESTORE_RAISES};
-use protocol::meta::{DataServerRegistration, MetaError, MetaReply, MetaRequest, MetaResponse, Push};
+use protocol::meta::{
+    DataServerRegistration, FullRatios, MetaError, MetaReply, MetaRequest, MetaResponse, Push,
+};
 use protocol::transport::rpc::RpcClient;
 use protocol::transport::{Connection, Endpoint, Expect, FrameReceiver};
 use std::cell::RefCell;
@@ -164,7 +166,8 @@ impl Session {
                 tracing::warn!("a metadata server is not served: {why}");
                 Err(why.to_owned().into())
             }
-            Ok(MetaReply::DataSession { timeout_ms, map_epoch, .. }) => {
+            Ok(MetaReply::DataSession { timeout_ms, map_epoch, full_ratios, .. }) => {
+                driver.store.set_full_ratio(f64::from(full_ratios.full) / f64::from(FullRatios::ONE));
                 if driver.map_epoch() < map_epoch {
                     self.fetch_map(driver, rpc).await?;
                 }
@@ -256,7 +259,7 @@ impl Session {
                 driver.end_lease();
                 Err(MetaError::SessionExpired.into())
             }
-            Push::LockGranted { .. } | Push::RecallHold(_) => Ok(()),
+            Push::LockGranted { .. } | Push::RecallHold(_) | Push::Settle(_) => Ok(()),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! g PG t            TableImage: written whenever the log is trimmed; younger entries are added at load
 //! g PG f            Fill, while the copy is incomplete
 //! g PG s            ScrubRecord
+//! g PG n            ExtentRecord
 //! ```
 
 use std::collections::{BTreeSet, VecDeque};
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use protocol::replication::{
     Cursor, Fill, GroupObject, LogEntry, LogOp, Position, ScrubRecord, TableImage, Unit,
 };
-use protocol::{PgId, mutant};
+use protocol::{InodeId, ObjectId, PgId, mutant, split};
 use serde::{Deserialize, Serialize};
 
 use super::log::OpLog;
@@ -36,6 +37,20 @@ const LIST_BATCH: usize = 1024;
 struct LogRecord {
     entry: LogEntry,
     previous_allocated: i64,
+}
+
+/// What the copy holds.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct ExtentRecord {
+    pg_num: u32,
+    split_at: Position,
+}
+
+/// A group that began in this store with a split.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Newborn {
+    pub(super) pg: PgId,
+    pub(super) ticket: Ticket,
 }
 
 /// A place in the store's order and what was executed by then.
@@ -84,6 +99,13 @@ pub(super) struct LocalCopy {
     pub(super) fill: Option<Fill>,
     /// Where the group's scrub is.
     pub(super) scrub: ScrubRecord,
+    /// The copy holds the objects whose hash modulo this is the group's number. More than the configuration says between
+    /// the execution of a split and the configuration that follows from it.
+    pub(super) pg_num: u32,
+    /// The last split that was executed here, so that the child is here too; a fill across a split does not count.
+    pub(super) split_at: Position,
+    /// To be told outside.
+    pub(super) newborn: Option<Newborn>,
     reached: Reached,
     /// Not yet written, oldest first.
     marks: VecDeque<Mark>,
@@ -108,6 +130,9 @@ impl LocalCopy {
             table: Table::default(),
             fill: None,
             scrub: ScrubRecord::default(),
+            pg_num: 0,
+            split_at: Position::default(),
+            newborn: None,
             reached: Reached::default(),
             marks: VecDeque::new(),
             syncs: VecDeque::new(),
@@ -127,6 +152,17 @@ impl LocalCopy {
         Ok(copy)
     }
 
+    /// What a split left in the store with this ticket, which need not be written yet.
+    pub(super) fn load_newborn(newborn: Newborn, store: &mut dyn PgStore) -> Result<Self, StoreError> {
+        let mut copy = Self::load(newborn.pg, store)?;
+        let mark = Mark { ticket: newborn.ticket, sequence: copy.head().sequence, index: 0 };
+        copy.reached = Reached::default();
+        copy.last_ticket = newborn.ticket;
+        copy.marks.push_back(mark);
+        copy.advance(copy.seen.0, copy.seen.1);
+        Ok(copy)
+    }
+
     fn load_records(&mut self, store: &mut dyn PgStore) -> Result<(), StoreError> {
         let mut at = Position::default();
         if let Some(value) = store.get_meta(&table_key(self.pg))? {
@@ -139,6 +175,10 @@ impl LocalCopy {
         }
         if let Some(value) = store.get_meta(&scrub_key(self.pg))? {
             self.scrub = decode(self.pg, "scrub record", &value)?;
+        }
+        if let Some(value) = store.get_meta(&extent_key(self.pg))? {
+            ExtentRecord { pg_num: self.pg_num, split_at: self.split_at } =
+                decode(self.pg, "extent record", &value)?;
         }
         let prefix = log_prefix(self.pg);
         let mut entries: Vec<LogEntry> = Vec::new();
@@ -251,7 +291,8 @@ impl LocalCopy {
         use_reserve: bool,
     ) -> Result<Submitted, StoreError> {
         if !self.exists {
-            ops.push(Op::PutMeta { key: presence_key(self.pg), value: Bytes::from_static(&[1]) });
+            ops.insert(0, keep_presence(self.pg));
+            ops.insert(0, keep_extent(self.pg, self.pg_num, self.split_at));
         }
         let submitted = cx.store.submit(Transaction { ops, use_reserve })?;
         self.exists = true;
@@ -268,7 +309,12 @@ impl LocalCopy {
     ) -> Result<Submitted, StoreError> {
         let mut ops: Vec<Op> = how.fill.iter().map(|fill| self.keep_fill(fill)).collect();
         let mut previous_allocated = self.log.last_mut().map_or(0, |entry| entry.allocated);
+        let mut split = None;
         for (entry, bytes) in &entries {
+            if let LogOp::Split { pg_num } = entry.op {
+                let child = self.split_ops(cx, entry.position, pg_num, how.fill.as_ref(), &mut ops)?;
+                split = Some((pg_num, entry.position, child));
+            }
             if let Some(bytes) = bytes {
                 self.entry_ops(cx, entry, bytes, how.skip, &mut ops)?;
             }
@@ -286,13 +332,17 @@ impl LocalCopy {
         if how.fill.is_some() {
             self.fill = how.fill.clone();
         }
+        if let Some((pg_num, position, child)) = split {
+            (self.pg_num, self.split_at) = (pg_num, position);
+            self.newborn = child.map(|pg| Newborn { pg, ticket: submitted.ticket });
+        }
         let sequence = self.head().sequence;
         self.marks.push_back(Mark { ticket: submitted.ticket, sequence, index: 0 });
         Ok(submitted)
     }
 
     /// Executes operations that another member had, those already executed excepted. All of them become one
-    /// transaction, as their bytes are exact only together; a trim needs to see what came before it and begins
+    /// transaction, as their bytes are exact only together; a trim or a split needs to see what came before it and begins
     /// another one.
     pub(super) fn execute_tail(
         &mut self,
@@ -303,7 +353,7 @@ impl LocalCopy {
         let head = self.head().sequence;
         let mut batch = Vec::new();
         for (entry, bytes) in entries.into_iter().filter(|(entry, _)| entry.position.sequence > head) {
-            if matches!(entry.op, LogOp::Trim { .. }) && !batch.is_empty() {
+            if matches!(entry.op, LogOp::Trim { .. } | LogOp::Split { .. }) && !batch.is_empty() {
                 self.execute(cx, std::mem::take(&mut batch), how)?;
             }
             batch.push((entry, bytes));
@@ -390,8 +440,62 @@ impl LocalCopy {
                     }
                 }
             }
+            // `split_ops` does it, also where objects are not executed on.
+            LogOp::Split { .. } => {}
         }
         Ok(())
+    }
+
+    /// The objects that the group does not hold under `pg_num` move to the child, which begins with this group's table
+    /// and fill marker and an empty log. What the store holds of the child from a split that was undone gives way; what
+    /// is newer than this split stays. Returns the child if it begins here.
+    fn split_ops(
+        &self,
+        cx: &mut Context<'_>,
+        position: Position,
+        pg_num: u32,
+        fill: Option<&Fill>,
+        ops: &mut Vec<Op>,
+    ) -> Result<Option<PgId>, StoreError> {
+        ops.push(keep_extent(self.pg, pg_num, position));
+        let Some(seed) = split::child(self.pg.seed, self.pg_num, pg_num) else { return Ok(None) };
+        let child = PgId { pool: self.pg.pool, seed };
+        let moves = |object: GroupObject| {
+            let object = ObjectId { pool: child.pool, inode: object.inode, chunk: object.chunk };
+            object.pg(pg_num) == child
+        };
+        let known = LocalCopy::load(child, cx.store)?;
+        let begins = !known.exists || known.head() < position;
+        if begins {
+            ops.push(Op::DeletePg { pg: child.to_u64() });
+            ops.push(Op::DeleteMetaRange { from: group_key(child, b'a'), to: group_key(child, b'z') });
+            ops.push(keep_presence(child));
+            ops.push(keep_extent(child, pg_num, Position::default()));
+            ops.push(Op::PutMeta { key: table_key(child), value: encode(&self.table.image(position)) });
+            let scrub = ScrubRecord { run: None, found: 0, repaired: 0, undecided: 0, ..self.scrub };
+            ops.push(Op::PutMeta { key: scrub_key(child), value: encode(&scrub) });
+            if let Some(fill) = fill.or(self.fill.as_ref()) {
+                let concerns = |unit: &Unit| match unit {
+                    Unit::Object(object) => moves(*object),
+                    Unit::Inode(_) | Unit::Group => true,
+                };
+                let missing = fill.missing.iter().copied().filter(concerns).collect();
+                let fill = Fill { missing, ..fill.clone() };
+                ops.push(Op::PutMeta { key: fill_key(child), value: encode(&fill) });
+            }
+        }
+        let mut after = None;
+        loop {
+            let batch = cx.store.list(self.pg.to_u64(), after, LIST_BATCH)?;
+            let Some((last, _)) = batch.last() else { break };
+            after = Some((last.inode, last.chunk));
+            for (key, _) in batch {
+                if moves(GroupObject { inode: InodeId(key.inode), chunk: key.chunk }) {
+                    ops.push(if begins { Op::Move { key, pg: child.to_u64() } } else { Op::Delete { key } });
+                }
+            }
+        }
+        Ok(begins.then_some(child))
     }
 
     /// All objects of an inode.
@@ -453,8 +557,12 @@ impl LocalCopy {
         log: Vec<LogEntry>,
         table: &TableImage,
         fill: Fill,
+        pg_num: u32,
     ) -> Result<(), StoreError> {
+        let from_start = fill.cursor == Cursor::Start;
+        let split_at = if from_start { Position::default() } else { self.split_at };
         let mut ops = vec![
+            keep_extent(self.pg, pg_num, split_at),
             Op::DeleteMetaRange { from: log_key(self.pg, 0), to: log_key(self.pg, u64::MAX) },
             Op::PutMeta { key: table_key(self.pg), value: encode(table) },
             Op::PutMeta { key: fill_key(self.pg), value: encode(&fill) },
@@ -469,6 +577,7 @@ impl LocalCopy {
             previous_allocated = entry.allocated;
         }
         self.submit(cx, ops, true)?;
+        (self.pg_num, self.split_at) = (pg_num, split_at);
         self.table = Table::from_image(table);
         self.log = OpLog::new(floor);
         log.into_iter().for_each(|entry| self.log.append(entry));
@@ -517,6 +626,10 @@ impl LocalCopy {
         after: u64,
         bytes_max: usize,
     ) -> Result<Tail, StoreError> {
+        if self.log.after(after).skip(1).any(|entry| matches!(entry.op, LogOp::Split { .. })) {
+            let why = "operations before a split cannot be read any more: their objects moved".to_owned();
+            return Err(StoreError::Invalid(why));
+        }
         let mut tail = Tail { entries: Vec::new(), payload: Bytes::new(), damage: None };
         let mut payload = Vec::new();
         for entry in self.log.after(after) {
@@ -634,6 +747,19 @@ fn fill_key(pg: PgId) -> Vec<u8> {
 
 fn scrub_key(pg: PgId) -> Vec<u8> {
     group_key(pg, b's')
+}
+
+fn extent_key(pg: PgId) -> Vec<u8> {
+    group_key(pg, b'n')
+}
+
+/// The store holds something of the group.
+fn keep_presence(pg: PgId) -> Op {
+    Op::PutMeta { key: presence_key(pg), value: Bytes::from_static(&[1]) }
+}
+
+fn keep_extent(pg: PgId, pg_num: u32, split_at: Position) -> Op {
+    Op::PutMeta { key: extent_key(pg), value: encode(&ExtentRecord { pg_num, split_at }) }
 }
 
 fn log_prefix(pg: PgId) -> Vec<u8> {

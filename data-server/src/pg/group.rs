@@ -33,6 +33,11 @@ impl Group {
         self.view.config.version
     }
 
+    /// A split is executed here and the configuration that follows from it is not there yet.
+    pub(super) fn is_undivided(&self) -> bool {
+        self.copy.pg_num > self.config().pg_num
+    }
+
     pub(super) fn send(&mut self, to: DataServerId, message: PeerMessage, payload: Bytes) {
         self.outputs.push_back(Output::Send { to, message, payload });
     }
@@ -75,12 +80,12 @@ impl Group {
 
 /// Whether an operation on `unit` concerns `other`.
 pub(super) fn touches(unit: Unit, other: Unit) -> bool {
-    let inode = |unit| match unit {
-        Unit::Inode(inode) => inode,
-        Unit::Object(object) => object.inode,
-    };
     match (unit, other) {
         (Unit::Object(a), Unit::Object(b)) => a == b,
-        _ => inode(unit) == inode(other),
+        (Unit::Inode(a), Unit::Inode(b)) => a == b,
+        (Unit::Inode(inode), Unit::Object(object)) | (Unit::Object(object), Unit::Inode(inode)) => {
+            object.inode == inode
+        }
+        (Unit::Group, _) | (_, Unit::Group) => true,
     }
 }

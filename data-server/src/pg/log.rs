@@ -62,7 +62,7 @@ impl OpLog {
     }
 
     /// Entries behind a sequence that is not below the floor.
-    pub(super) fn after(&self, sequence: u64) -> impl Iterator<Item = &LogEntry> {
+    pub(super) fn after(&self, sequence: u64) -> impl Iterator<Item = &LogEntry> + Clone {
         let skip = sequence.saturating_sub(self.floor.sequence) as usize;
         self.entries.iter().skip(skip)
     }

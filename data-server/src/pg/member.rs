@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use protocol::replication::{
-    Cursor, Fill, GroupObject, LogEntry, PeerMessage, Position, Push, Run, StreamBody, Unit,
+    Cursor, Fill, GroupObject, LogEntry, LogOp, PeerMessage, Position, Push, Run, StreamBody, Unit,
 };
 use protocol::{DataServerId, mutant};
 
@@ -54,6 +54,7 @@ struct Reading {
 }
 
 /// What became of a message.
+#[allow(clippy::large_enum_variant, reason = "it lives for the time of one call")]
 pub(super) enum Taken {
     /// It took effect, or never will.
     Done,
@@ -95,6 +96,7 @@ impl MemberRole {
             written: reached.written,
             durable: reached.durable,
             full,
+            split_at: g.copy.split_at,
         };
         g.send(from, status, Bytes::new());
     }
@@ -192,13 +194,13 @@ impl MemberRole {
                 g.request_durable();
                 Ok(())
             }
-            StreamBody::FillStart { floor, log, table, fill } => {
+            StreamBody::FillStart { floor, log, table, fill, pg_num } => {
                 let positions = log.iter().map(|entry| entry.position.sequence);
                 if !positions.chain([table.at.sequence + 1]).eq(floor.sequence + 1..=table.at.sequence + 1) {
                     return Err(Problem::Peer("a log with gaps"));
                 }
                 self.needs.clear();
-                Ok(g.copy.start_fill(cx, floor, log, &table, fill)?)
+                Ok(g.copy.start_fill(cx, floor, log, &table, fill, pg_num)?)
             }
             StreamBody::Push(push) => self.take_push(g, cx, push, payload),
             StreamBody::FillInode { inode, chunks } => {
@@ -250,6 +252,10 @@ impl MemberRole {
         }
         if apply && payload.len() != entry.op.payload_len() {
             return Err(Problem::Peer("an operation whose bytes are not as long as it says"));
+        }
+        if matches!(entry.op, LogOp::Split { .. }) {
+            // What was to be read may be elsewhere now.
+            self.reading = None;
         }
         let blocked = entry.request.is_some_and(|request| g.view.blocked.contains_key(&request.session));
         let apply = apply && !(blocked && mutant!("members-judge-fencing"));

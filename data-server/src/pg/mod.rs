@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `copy`, `log`, `table`, `truncation` | what this store holds of the group, and how operations change it |
 //! | `primary` | orders and acknowledges operations, takes over, fills members |
+//! | `primary/split` | gives half of the objects to another group |
 //! | `member` | executes what the primary says |
 //! | `verify`, `primary/{scrub,verdict}` | compares and reads copies, and replaces wrong ones |
 //!
@@ -43,8 +44,8 @@ use protocol::{DataServerId, PgId, mutant};
 pub use copy::stored_groups;
 pub use types::{Context, GroupView, Me, Output, PgStore, RequestToken, Settings, Tick};
 
-use crate::store::StoreError;
-use copy::LocalCopy;
+use crate::store::{StoreError, Ticket};
+use copy::{LocalCopy, Newborn};
 use group::Group;
 use member::{MemberRole, Taken};
 use primary::{Primary, Request};
@@ -79,20 +80,40 @@ impl Replica {
     /// # Errors
     /// What the store says, or records that do not decode.
     pub fn load(pg: PgId, me: Me, settings: Settings, store: &mut dyn PgStore) -> Result<Self, StoreError> {
+        Ok(Self::of_copy(LocalCopy::load(pg, store)?, me, settings))
+    }
+
+    /// Takes up a group that began with a split, see [`Output::Born`].
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_newborn(
+        (pg, ticket): (PgId, Ticket),
+        me: Me,
+        settings: Settings,
+        store: &mut dyn PgStore,
+    ) -> Result<Self, StoreError> {
+        Ok(Self::of_copy(LocalCopy::load_newborn(Newborn { pg, ticket }, store)?, me, settings))
+    }
+
+    fn of_copy(copy: LocalCopy, me: Me, settings: Settings) -> Self {
         let group = Group {
             me,
             settings,
             view: GroupView::default(),
-            copy: LocalCopy::load(pg, store)?,
+            copy,
             stats: stats::Stats::default(),
             outputs: VecDeque::new(),
             stalled: false,
         };
-        Ok(Replica { group, role: Role::Outside, inbox: VecDeque::new(), orphaned: false, removed: false })
+        Replica { group, role: Role::Outside, inbox: VecDeque::new(), orphaned: false, removed: false }
     }
 
     /// The next thing to be done outside.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(Newborn { pg, ticket }) = self.group.copy.newborn.take() {
+            return Some(Output::Born { pg, ticket });
+        }
         self.group.outputs.pop_front()
     }
 
@@ -141,6 +162,11 @@ impl Replica {
             Role::Member(_) => "member",
             Role::Primary(primary) => primary.phase_name(),
         }
+    }
+
+    /// Whether it holds the objects that are its own under this number of groups: no split is under way or done since.
+    pub fn holds_under(&self, pg_num: u32) -> bool {
+        self.group.copy.pg_num == pg_num && self.group.config().pg_num == pg_num
     }
 
     /// Whether this server is primary and serves.
@@ -389,6 +415,10 @@ impl Replica {
     /// Takes the role that the newest configuration gives.
     fn adopt(&mut self, cx: &mut Context<'_>) {
         let me = self.group.me;
+        if !self.group.copy.exists() || self.group.copy.pg_num == 0 {
+            // What holds nothing holds it under any number of groups.
+            self.group.copy.pg_num = self.group.config().pg_num;
+        }
         let config = self.group.config();
         let member = config.member(me.server).is_some_and(|member| me.is(member));
         let leads = member && config.primary == Some(me.server) && config.in_sync_member(me.server).is_some();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use protocol::data::{DataReply, DataResponse};
 use protocol::map::{Member, PgChange, PgConfig};
 use protocol::replication::PeerMessage;
-use protocol::{DataServerId, MapEpoch, SessionId, StoreUuid};
+use protocol::{DataServerId, MapEpoch, PgId, SessionId, StoreUuid};
 
 use crate::store::{
     Digest, ObjectInfo, ObjectKey, Piece, Progress, StoreError, Submitted, Ticket, Transaction,
@@ -106,6 +106,10 @@ pub struct GroupView {
     pub min_size: usize,
     /// Bytes per chunk.
     pub chunk_size: u32,
+    /// Wanted number of groups: the group is split when its configuration is at fewer.
+    pub pg_num: u32,
+    /// Operations that were ordered under older configurations are from before a restored backup.
+    pub restored_at: u64,
 }
 
 impl Default for GroupView {
@@ -118,6 +122,8 @@ impl Default for GroupView {
             size: usize::MAX,
             min_size: usize::MAX,
             chunk_size: 0,
+            pg_num: 0,
+            restored_at: 0,
         }
     }
 }
@@ -220,6 +226,14 @@ pub enum Output {
         whole: bool,
         /// Its bytes.
         bytes: usize,
+    },
+    /// A group began in the store with this transaction: load its replica, in the place of one that there may be, with
+    /// [`super::Replica::load_newborn`], and show it the map.
+    Born {
+        /// The group.
+        pg: PgId,
+        /// The transaction.
+        ticket: Ticket,
     },
     /// This server does not hold the group any more: forget the replica.
     Removed,

@@ -46,6 +46,10 @@ impl Allocator {
         self.files.push(FileSpace { free: self.blocks_per_file, longest: self.blocks_per_file });
     }
 
+    pub(super) fn blocks_per_file(&self) -> u32 {
+        self.blocks_per_file
+    }
+
     pub(super) fn total_blocks(&self) -> u64 {
         self.files.len() as u64 * u64::from(self.blocks_per_file)
     }

@@ -44,6 +44,15 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
+    /// What a store takes in memory by default, in bytes.
+    pub const MEMORY_BYTES_DEFAULT: usize = 128 << 20;
+
+    /// Divides `bytes` of memory: half for changes that are not in the index yet, a quarter for the cache of the index; the
+    /// rest is for what is being written, for the bitmap of free blocks (32 MiB per TiB) and for the allocator.
+    pub fn with_memory(self, bytes: usize) -> Self {
+        Self { dirty_bytes_max: bytes / 2, index_cache_bytes: bytes / 4, ..self }
+    }
+
     /// Refuses impossible combinations with a sentence.
     pub fn validate(&self) -> Result<(), StoreError> {
         let block = BLOCK_BYTES as u64;

@@ -55,6 +55,8 @@ pub(super) struct State {
     durable: u64,
     sync_wanted: u64,
     capacity_blocks: u64,
+    /// As the configuration said, until somebody said otherwise.
+    full_ratio: f64,
     pub(super) checkpoint_wanted: bool,
     /// A transaction was told `Busy` for lack of free blocks.
     space_blocked: bool,
@@ -138,7 +140,7 @@ impl State {
         Limits {
             large_write_bytes: config.large_write_bytes,
             capacity_blocks: self.capacity_blocks,
-            full_blocks: (self.capacity_blocks as f64 * config.full_ratio) as u64,
+            full_blocks: (self.capacity_blocks as f64 * self.full_ratio) as u64,
             releasing_blocks: self.releasing_blocks(),
             releasing_unknown: self.active.clears_objects()
                 || self.frozen.as_ref().is_some_and(|f| f.clears_objects()),
@@ -181,6 +183,7 @@ impl Core {
             durable: seq,
             sync_wanted: seq,
             capacity_blocks: start.capacity_blocks,
+            full_ratio: config.full_ratio,
             checkpoint_wanted: false,
             space_blocked: false,
             failed: None,
@@ -221,6 +224,10 @@ impl Core {
         let state = self.state();
         state.check()?;
         Ok(state.has_room(&self.config))
+    }
+
+    pub(super) fn set_full_ratio(&self, ratio: f64) {
+        self.state().full_ratio = ratio.clamp(0.01, 1.0);
     }
 
     pub(super) fn space(&self) -> Space {

@@ -204,6 +204,11 @@ impl Store {
         self.core.verify(key)
     }
 
+    /// Ordinary transactions are refused above this share of the capacity from now on, whatever the configuration said.
+    pub fn set_full_ratio(&self, ratio: f64) {
+        self.core.set_full_ratio(ratio);
+    }
+
     /// Space used and free.
     pub fn space(&self) -> Space {
         self.core.space()

@@ -166,6 +166,9 @@ fn put_record(txn: &WriteTransaction, record: &CheckpointRecord) -> Result<(), S
 fn commit_objects(txn: &WriteTransaction, layer: &Layer, freed: &mut Vec<Run>) -> Result<(), StoreError> {
     let fail = |e: redb::StorageError| StoreError::index("write objects", e);
     let mut table = open(txn, OBJECTS)?;
+    for key in &layer.moved {
+        table.remove(&key_bytes(*key)[..]).map_err(fail).map(drop)?;
+    }
     for (from, to) in &layer.objects.cleared {
         let (from, to) = (key_bytes(*from), key_bytes(*to));
         let mut problem = None;

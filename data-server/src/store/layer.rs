@@ -9,10 +9,15 @@
 //! * `cleared` ranges hide everything below the layer. A checkpoint removes what the index holds in them, frees its
 //!   blocks, and then writes the layer's entries. So a hidden version is freed by the checkpoint, and its blocks may be
 //!   in `freed` as well.
+//! * What `moved` names leaves the index before that, and its blocks stay in use: they belong to an object with another name.
 //! * `blocks` holds contents by physical block number. That is unambiguous because freed blocks are not used again
 //!   before a checkpoint has forgotten them. A block may be newer in a higher layer (overwritten in place).
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -98,6 +103,8 @@ pub(super) struct Layer {
     pub(super) objects: Layered<ObjectKey, Arc<Object>>,
     pub(super) meta: Layered<Vec<u8>, Bytes>,
     pub(super) blocks: BTreeMap<u64, Bytes>,
+    /// Objects that were given to another group: what the index has under these names goes, and its blocks stay.
+    pub(super) moved: BTreeSet<ObjectKey>,
     /// Taken from the allocator by transactions of this layer.
     pub(super) allocated: Vec<Run>,
     /// No longer used after this layer; some may also be in `allocated`.
@@ -134,6 +141,7 @@ impl Layer {
     /// Takes over a prepared transaction.
     pub(super) fn absorb(&mut self, stage: Layer) {
         self.transactions += 1;
+        self.moved.extend(stage.moved);
         for (from, to) in stage.objects.cleared {
             self.objects.clear(from, to);
         }

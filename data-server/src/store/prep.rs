@@ -114,6 +114,10 @@ impl Preparer<'_> {
                 };
                 self.push(Change::Clear { from: raw(from), to: raw(to) })
             }
+            Op::Move { key, pg } => match self.stage.object(*key)? {
+                Some(_) if *pg != key.pg => self.push(Change::Move { key: raw(*key), pg: *pg }),
+                _ => Ok(()),
+            },
             Op::DeletePg { pg } => {
                 let from = ObjectKey { pg: *pg, inode: 0, chunk: 0 };
                 self.push(Change::Clear { from: raw(from), to: raw(group_end(*pg)?) })
@@ -363,6 +367,9 @@ impl Preparer<'_> {
                 self.taken.extend(&runs);
                 return Ok(runs);
             }
+            if self.should_wait() {
+                return Err(StoreError::Busy);
+            }
             if let Err(error) = self.extents.grow() {
                 tracing::warn!(
                     "no further extent file could be preallocated: {error}; free space on its filesystem"
@@ -371,6 +378,13 @@ impl Preparer<'_> {
             }
             self.alloc.add_file();
         }
+    }
+
+    /// So much was freed that the next checkpoint makes room: overwriting must not spread over the disk while it runs.
+    fn should_wait(&self) -> bool {
+        let releasing = self.limits.releasing_blocks;
+        let used = self.alloc.allocated_blocks().saturating_sub(releasing);
+        releasing > (used / 10).max(u64::from(self.alloc.blocks_per_file()))
     }
 
     fn no_room(&self, count: u32) -> StoreError {

@@ -47,6 +47,11 @@ pub(super) enum Change {
         from: Vec<u8>,
         to: Vec<u8>,
     },
+    /// The object and its blocks belong to another group from now on.
+    Move {
+        key: RawKey,
+        pg: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

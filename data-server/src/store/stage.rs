@@ -85,6 +85,7 @@ impl<'a> Stage<'a> {
                     self.forget(key, &object);
                 }
             }
+            Change::Move { key, pg } => self.apply_move(cooked(*key), *pg)?,
             Change::Clear { from, to } => self.apply_clear(cooked(*from), cooked(*to))?,
             Change::PutMeta { key, value } => {
                 self.layer.meta.entries.insert(key.clone(), Some(value.clone()));
@@ -136,6 +137,22 @@ impl<'a> Stage<'a> {
             }
         }
         self.layer.objects.clear(from, to);
+        Ok(())
+    }
+
+    /// The record that the index may have under the old name must go before a range deletion looks at it, which would
+    /// free its blocks. What a range deletion of this layer hides is not what is moved, and stays for it.
+    fn apply_move(&mut self, key: ObjectKey, pg: u64) -> Result<(), StoreError> {
+        let Some(object) = self.object(key)? else { return Ok(()) };
+        let to = ObjectKey { pg, ..key };
+        if let Some(old) = self.object(to)? {
+            self.forget(to, &old);
+        }
+        if !self.layer.objects.clears(&key) && !self.below.active.objects.clears(&key) {
+            self.layer.moved.insert(key);
+        }
+        self.layer.objects.entries.insert(key, None);
+        self.layer.objects.entries.insert(to, Some(object));
         Ok(())
     }
 

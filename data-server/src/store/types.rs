@@ -62,6 +62,9 @@ pub enum Op {
     Delete { key: ObjectKey },
     /// Removes the chunks `from_chunk..` of an inode in a group.
     DeleteRange { pg: u64, inode: u64, from_chunk: u32 },
+    /// Gives an object to another group of the store, with its blocks: nothing is copied or freed. A missing one is fine; one
+    /// that has that name already is removed.
+    Move { key: ObjectKey, pg: u64 },
     /// Removes every object of a group. Its meta records stay: the caller chose their keys.
     DeletePg { pg: u64 },
     /// Stores a small record beside the data ([`META_KEY_BYTES_MAX`], [`META_VALUE_BYTES_MAX`]).

@@ -18,6 +18,7 @@ use data_server::DataServerConfig;
 use data_server::driver::ScrubIntervals;
 use protocol::data::{DataError, DataReply, DataRequest, DataResponse, ObjectContext};
 use protocol::identity::{Authority, ClusterId, Identity, Limits, Role};
+use protocol::split::Extent;
 use protocol::transport::rpc::RpcClient;
 use protocol::transport::{Endpoint, Expect, TransportConfig};
 use protocol::{
@@ -85,6 +86,7 @@ impl World {
             capacity_bytes: Some(256 << 20),
             session_timeout_ms: 5000,
             boot_id: DataServerConfig::BOOT_ID_DEFAULT.into(),
+            store_memory_bytes: DataServerConfig::STORE_MEMORY_BYTES_DEFAULT,
             scrub_every: ScrubIntervals::default(),
         };
         let (stop, stopped) = oneshot::channel();
@@ -231,7 +233,7 @@ impl Client {
 }
 
 fn context(object: ObjectId) -> ObjectContext {
-    ObjectContext { object, truncations: Vec::new(), fence: MapEpoch(0) }
+    ObjectContext { object, pg_num: PG_NUM, truncations: Vec::new(), fence: MapEpoch(0) }
 }
 
 fn object(inode: u64, chunk: u32) -> ObjectId {
@@ -276,8 +278,15 @@ async fn fill(world: &mut World, contents: &mut Contents, salt: u8) {
 async fn sync(world: &mut World) {
     for seed in 0..PG_NUM {
         let pg = PgId { pool: POOL, seed };
-        let (answer, _) =
-            world.client.ask(&world.stub, pg, DataRequest::Sync { pgs: vec![pg] }, Bytes::new()).await;
+        let (answer, _) = world
+            .client
+            .ask(
+                &world.stub,
+                pg,
+                DataRequest::Sync { pgs: vec![Extent { pg, pg_num: PG_NUM }] },
+                Bytes::new(),
+            )
+            .await;
         assert_eq!(answer, Ok(DataReply::Synced));
     }
 }
@@ -435,8 +444,14 @@ fn requests_are_judged_by_certificate_truncation_and_number() {
         let (_, cut_bytes) = world.client.ask(&world.stub, pg, read, Bytes::new()).await;
         assert_eq!(cut_bytes, bytes[..100]);
 
-        let trim =
-            DataRequest::TrimInode { pg, inode: InodeId(30), chunk_size: CHUNK, truncations, floor: 9 };
+        let trim = DataRequest::TrimInode {
+            pg,
+            pg_num: PG_NUM,
+            inode: InodeId(30),
+            chunk_size: CHUNK,
+            truncations,
+            floor: 9,
+        };
         let (refused, _) = world.client.ask(&world.stub, pg, trim.clone(), Bytes::new()).await;
         assert!(matches!(refused, Err(DataError::Refused(_))), "{refused:?}");
         let mut leader = Client::new(endpoint(&world.authority, Role::Metadata, 1, &Limits::NONE));

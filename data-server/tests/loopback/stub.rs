@@ -181,7 +181,12 @@ impl State {
             return Err(MetaError::SessionExpired);
         }
         let session = SessionId(u64::from(server.0));
-        Ok(MetaReply::DataSession { session, timeout_ms: 5000, map_epoch: self.map.epoch })
+        Ok(MetaReply::DataSession {
+            session,
+            timeout_ms: 5000,
+            map_epoch: self.map.epoch,
+            full_ratios: Default::default(),
+        })
     }
 
     fn propose(&mut self, pg: PgId, version: u64, change: &PgChange) -> MetaResponse {
@@ -207,7 +212,7 @@ impl State {
                         config.in_sync.retain(|m| m.server != server);
                     }
                 }
-                PgChange::Resign => {}
+                PgChange::Resign | PgChange::Split { .. } => {}
             }
         });
         Ok(MetaReply::Done)
@@ -227,6 +232,7 @@ fn plan(map: &mut ClusterMap) {
     }
     for seed in 0..PG_NUM {
         let config = map.pgs.entry(PgId { pool: POOL, seed }).or_default();
+        config.pg_num = PG_NUM;
         if config.in_sync.is_empty() {
             if up.len() < SIZE {
                 continue;

@@ -6,8 +6,10 @@ use crate::backoff::Backoff;
 use bytes::Bytes;
 use protocol::data::{DataError, DataReply, DataRequest, DataResponse};
 use protocol::map::ClusterMap;
+use protocol::split::Extent;
 use protocol::transport::rpc::RpcError;
 use protocol::{MapEpoch, ObjectId, PgId, mutant};
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -21,16 +23,17 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub(super) enum Target {
     /// The primary of the object's group.
     Object(ObjectId),
-    /// The primary of the group.
-    Group(PgId),
+    /// The primary of the group; [`DataFailure::Scattered`] once the group was split.
+    Group(Extent),
     /// The common primary of several groups; [`DataFailure::Scattered`] if they do not have one (any more).
-    GroupsOnce(Vec<PgId>),
+    GroupsOnce(Vec<Extent>),
 }
 
 /// Where an operation goes now. Compared to see whether a new map changes that.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Route {
     version: u64,
+    pg_num: u32,
     key: ServerKey,
 }
 
@@ -85,6 +88,9 @@ impl DataClient {
                     }
                 }
                 (None, Target::GroupsOnce(_)) => return Err(DataFailure::Scattered),
+                (None, Target::Group(extent)) if was_split(&self.map.current(), *extent) => {
+                    return Err(DataFailure::Scattered);
+                }
                 (None, _) => Verdict::WaitForMap("its group has no primary".to_owned()),
             };
             let (pause, why) = match verdict {
@@ -114,7 +120,7 @@ impl DataClient {
     ) -> Result<(Verdict, Bytes), String> {
         let trying = async {
             let rpc = self.servers.connect(route.key).await.map_err(|error| error.to_string())?;
-            let answer = rpc.call(request, payload).await;
+            let answer = rpc.call(&*addressed(request, route.pg_num), payload).await;
             if matches!(answer, Err(RpcError::Disconnected(_) | RpcError::Malformed(_))) {
                 self.servers.discard(route.key).await;
             }
@@ -169,13 +175,42 @@ fn judge(response: DataResponse, version: u64) -> Verdict {
 fn route(map: &ClusterMap, target: &Target) -> Option<Route> {
     match target {
         Target::Object(object) => route_of_group(map, map.locate(*object)?.0),
-        Target::Group(pg) => route_of_group(map, *pg),
+        Target::Group(extent) => route_of_extent(map, *extent),
         Target::GroupsOnce(pgs) => {
-            let first = route_of_group(map, *pgs.first()?)?;
-            let same = |pg: &PgId| route_of_group(map, *pg).is_some_and(|route| route.key == first.key);
+            let first = route_of_extent(map, *pgs.first()?)?;
+            let same =
+                |extent: &Extent| route_of_extent(map, *extent).is_some_and(|route| route.key == first.key);
             (pgs.iter().all(same) || mutant!("sync-asks-who-does-not-lead")).then_some(first)
         }
     }
+}
+
+/// The group holds less by now: who asked for it has to ask for what was split off, too.
+fn was_split(map: &ClusterMap, extent: Extent) -> bool {
+    map.pgs.get(&extent.pg).is_some_and(|config| config.pg_num != extent.pg_num)
+}
+
+fn route_of_extent(map: &ClusterMap, extent: Extent) -> Option<Route> {
+    if was_split(map, extent) { None } else { route_of_group(map, extent.pg) }
+}
+
+/// The request as it names the group of its object by the map at hand.
+fn addressed(request: &DataRequest, now: u32) -> Cow<'_, DataRequest> {
+    match request {
+        DataRequest::Read { context, .. }
+        | DataRequest::Write { context, .. }
+        | DataRequest::Zero { context, .. }
+            if context.pg_num != now => {}
+        _ => return Cow::Borrowed(request),
+    }
+    let mut request = request.clone();
+    if let DataRequest::Read { context, .. }
+    | DataRequest::Write { context, .. }
+    | DataRequest::Zero { context, .. } = &mut request
+    {
+        context.pg_num = now;
+    }
+    Cow::Owned(request)
 }
 
 fn route_of_group(map: &ClusterMap, pg: PgId) -> Option<Route> {
@@ -183,7 +218,7 @@ fn route_of_group(map: &ClusterMap, pg: PgId) -> Option<Route> {
     let id = config.primary?;
     let server = map.data_servers.get(&id)?;
     let key = ServerKey { id, address: server.address, incarnation: server.incarnation };
-    Some(Route { version: config.version, key })
+    Some(Route { version: config.version, pg_num: config.pg_num, key })
 }
 
 /// Says in the log when an operation waits for long.
@@ -207,6 +242,7 @@ impl Patience {
                 DataRequest::Zero { context, .. } => format!("a hole in {}", context.object),
                 DataRequest::Sync { .. } | DataRequest::TrimInode { .. } => "a sync".to_owned(),
                 DataRequest::Scrub { .. } => "a scrub".to_owned(),
+                DataRequest::List { pg, .. } => format!("a list of the objects of group {pg}"),
             };
             tracing::warn!("{what} has waited for {} s: {why}; it goes on waiting", waited.as_secs());
         }
@@ -232,8 +268,8 @@ mod tests {
         };
         map.pools.insert(PoolId(1), pool);
         for (seed, primary) in primaries.iter().enumerate() {
-            let config =
-                PgConfig { version: 5, primary: Some(DataServerId(*primary)), ..PgConfig::default() };
+            let (leader, pg_num) = (Some(DataServerId(*primary)), primaries.len() as u32);
+            let config = PgConfig { version: 5, primary: leader, pg_num, ..PgConfig::default() };
             map.pgs.insert(PgId { pool: PoolId(1), seed: seed as u32 }, config);
             let info = DataServerInfo {
                 address: ([127, 0, 0, 1], 7000 + *primary as u16).into(),
@@ -261,7 +297,8 @@ mod tests {
 
     #[test]
     fn several_groups_have_a_route_only_while_their_primary_is_one() {
-        let pgs: Vec<PgId> = (0..2).map(|seed| PgId { pool: PoolId(1), seed }).collect();
+        let pgs: Vec<Extent> =
+            (0..2).map(|seed| Extent { pg: PgId { pool: PoolId(1), seed }, pg_num: 2 }).collect();
         assert!(route(&map_with(&[1, 1]), &Target::GroupsOnce(pgs.clone())).is_some());
         assert!(route(&map_with(&[1, 2]), &Target::GroupsOnce(pgs)).is_none());
     }

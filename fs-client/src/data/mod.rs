@@ -22,8 +22,9 @@ use crate::sequence::SequenceWindow;
 use bytes::Bytes;
 use protocol::data::{DataReply, DataRequest, ObjectContext};
 use protocol::map::ClusterMap;
+use protocol::split::Extent;
 use protocol::transport::Endpoint;
-use protocol::{DataServerId, MapEpoch, ObjectId, PgId, PoolId, RequestId, Truncation, mutant};
+use protocol::{DataServerId, MapEpoch, ObjectId, PoolId, RequestId, Truncation, mutant};
 use servers::Servers;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +48,7 @@ pub struct DataClient {
     progress: Notify,
     in_flight_kib: Semaphore,
     /// Groups that this mount wrote to since they were last synced.
-    unsynced: RefCell<BTreeSet<PgId>>,
+    unsynced: RefCell<BTreeSet<Extent>>,
 }
 
 struct Window {
@@ -157,10 +158,14 @@ impl DataClient {
     }
 
     /// Returns when everything that was acknowledged in these groups is on stable storage of all in-sync replicas.
-    pub async fn sync(self: &Rc<Self>, generation: u64, groups: BTreeSet<PgId>) -> Result<(), DataFailure> {
+    pub async fn sync(self: &Rc<Self>, generation: u64, groups: BTreeSet<Extent>) -> Result<(), DataFailure> {
         let mut waiting = groups;
-        // A group whose primary changes meanwhile is asked for again, alone: rounds end when none is left.
+        // A group whose primary changes meanwhile is asked for again, alone, and one that is split meanwhile with what
+        // was split off: rounds end when none is left.
         while !waiting.is_empty() {
+            waiting = self.successors(&waiting);
+            let noted = self.unsynced.take();
+            self.unsynced.replace(self.successors(&noted));
             let mut syncing = JoinSet::new();
             for pgs in self.by_primary(&waiting).into_values() {
                 let client = self.clone();
@@ -190,16 +195,23 @@ impl DataClient {
     }
 
     /// The groups that a file of `size` bytes can have chunks in.
-    pub fn groups_of(&self, file: &ChunkedFile, size: u64) -> BTreeSet<PgId> {
-        let Some(pg_num) = self.map.current().pools.get(&file.pool).map(|pool| pool.pg_num) else {
+    pub fn groups_of(&self, file: &ChunkedFile, size: u64) -> BTreeSet<Extent> {
+        let map = self.map.current();
+        let Some(pg_num) = map.pools.get(&file.pool).map(|pool| pool.pg_num) else {
             return BTreeSet::new();
         };
         let chunks = file.chunks(size);
         if chunks >= u64::from(pg_num) * 8 {
             // Practically all of them, without hashing every chunk of a huge sparse file.
-            return (0..pg_num).map(|seed| PgId { pool: file.pool, seed }).collect();
+            return map.extents(file.pool).collect();
         }
-        (0..chunks).map(|index| file.object(index).pg(pg_num)).collect()
+        (0..chunks).filter_map(|index| extent_of(&map, file.object(index))).collect()
+    }
+
+    /// Where the objects of these groups are now.
+    fn successors(&self, extents: &BTreeSet<Extent>) -> BTreeSet<Extent> {
+        let map = self.map.current();
+        extents.iter().flat_map(|extent| map.successors(*extent)).collect()
     }
 
     async fn change(
@@ -223,8 +235,13 @@ impl DataClient {
         }
     }
 
-    /// Syncs groups that had one primary when this was decided. Returns them.
-    async fn sync_some(self: Rc<Self>, generation: u64, pgs: Vec<PgId>) -> Result<Vec<PgId>, DataFailure> {
+    /// Syncs groups that had one primary when this was decided. Returns those that are synced: without those that were
+    /// split meanwhile.
+    async fn sync_some(
+        self: Rc<Self>,
+        generation: u64,
+        pgs: Vec<Extent>,
+    ) -> Result<Vec<Extent>, DataFailure> {
         // What is written from here on is noted again.
         self.unsynced.borrow_mut().retain(|pg| !pgs.contains(pg));
         let target = match pgs.as_slice() {
@@ -233,43 +250,52 @@ impl DataClient {
             _ => attempt::Target::GroupsOnce(pgs.clone()),
         };
         let request = DataRequest::Sync { pgs: pgs.clone() };
-        let mut result = self.execute(generation, target, &request, Bytes::new()).await.map(drop);
+        let mut result = self.execute(generation, target, &request, Bytes::new()).await.map(|_| pgs.clone());
         if result == Err(DataFailure::Scattered) {
             result = self.sync_each(generation, &pgs).await;
         }
-        if result.is_err() && !mutant!("failed-sync-is-forgotten") {
-            self.unsynced.borrow_mut().extend(pgs.iter().copied());
+        let synced = result.as_deref().unwrap_or_default();
+        let left = pgs.iter().copied().filter(|pg| !synced.contains(pg));
+        if result.is_ok() || !mutant!("failed-sync-is-forgotten") {
+            self.unsynced.borrow_mut().extend(left);
         }
-        result.map(|()| pgs)
+        result
     }
 
-    async fn sync_each(&self, generation: u64, pgs: &[PgId]) -> Result<(), DataFailure> {
-        for pg in pgs.iter().skip(usize::from(mutant!("scattered-sync-forgets-a-group"))) {
+    async fn sync_each(&self, generation: u64, pgs: &[Extent]) -> Result<Vec<Extent>, DataFailure> {
+        let forgotten = usize::from(mutant!("scattered-sync-forgets-a-group")).min(pgs.len());
+        let mut synced = pgs[..forgotten].to_vec();
+        for pg in &pgs[forgotten..] {
             let request = DataRequest::Sync { pgs: vec![*pg] };
-            self.execute(generation, attempt::Target::Group(*pg), &request, Bytes::new()).await?;
+            let target = attempt::Target::Group(*pg);
+            match self.execute(generation, target, &request, Bytes::new()).await {
+                Ok(_) => synced.push(*pg),
+                Err(DataFailure::Scattered) => {}
+                Err(failure) => return Err(failure),
+            }
         }
-        Ok(())
+        Ok(synced)
     }
 
-    fn by_primary(&self, groups: &BTreeSet<PgId>) -> BTreeMap<Option<DataServerId>, Vec<PgId>> {
+    fn by_primary(&self, groups: &BTreeSet<Extent>) -> BTreeMap<Option<DataServerId>, Vec<Extent>> {
         let map = self.map.current();
-        let mut by_primary: BTreeMap<_, Vec<PgId>> = BTreeMap::new();
-        for pg in groups {
-            let primary = map.pgs.get(pg).and_then(|config| config.primary);
-            by_primary.entry(primary).or_default().push(*pg);
+        let mut by_primary: BTreeMap<_, Vec<Extent>> = BTreeMap::new();
+        for extent in groups {
+            let primary = map.pgs.get(&extent.pg).and_then(|config| config.primary);
+            by_primary.entry(primary).or_default().push(*extent);
         }
         by_primary
     }
 
     fn note_unsynced(&self, object: ObjectId) {
-        if let Some(pool) = self.map.current().pools.get(&object.pool) {
-            self.unsynced.borrow_mut().insert(object.pg(pool.pg_num));
-        }
+        self.unsynced.borrow_mut().extend(extent_of(&self.map.current(), object));
     }
 
     fn context(&self, basis: &Basis, object: ObjectId) -> ObjectContext {
+        let pg_num = extent_of(&self.map.current(), object).map_or(0, |extent| extent.pg_num);
         ObjectContext {
             object,
+            pg_num,
             truncations: basis.truncations.clone(),
             fence: if mutant!("fence-not-shown") { MapEpoch(0) } else { self.meta.fence() },
         }
@@ -308,6 +334,11 @@ impl DataClient {
             }
         }
     }
+}
+
+/// The group that holds an object.
+fn extent_of(map: &ClusterMap, object: ObjectId) -> Option<Extent> {
+    map.locate(object).map(|(pg, config)| Extent { pg, pg_num: config.pg_num })
 }
 
 /// A sequence number in use; finished when dropped, with whatever outcome: an operation is dropped only when it

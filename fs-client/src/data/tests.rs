@@ -9,7 +9,7 @@ use protocol::map::{DataServerInfo, PgConfig, Pool};
 use protocol::meta::{ClientInfo, MetaReply, MetaRequest, MetaResponse};
 use protocol::transport::TransportConfig;
 use protocol::transport::rpc::{ServeLimits, serve_rpc};
-use protocol::{InodeId, MapEpoch, SessionId, StoreUuid, Timestamp, channel_kind};
+use protocol::{InodeId, MapEpoch, PgId, SessionId, StoreUuid, Timestamp, channel_kind};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -37,6 +37,10 @@ pub(crate) struct World {
     pub(crate) held_writes: Option<u32>,
     pub(crate) released: Rc<Notify>,
     damage_next: bool,
+    /// Groups that were synced.
+    synced: Vec<Extent>,
+    /// Under how many groups each write found its own.
+    pg_nums: Vec<u32>,
 }
 
 type Shared = Rc<RefCell<World>>;
@@ -109,7 +113,8 @@ fn map_of(addresses: &[SocketAddr], epoch: u64, primary: u32) -> ClusterMap {
     };
     map.pools.insert(PoolId(1), pool);
     for seed in 0..4 {
-        let config = PgConfig { version: epoch, primary: Some(DataServerId(primary)), ..PgConfig::default() };
+        let primary = Some(DataServerId(primary));
+        let config = PgConfig { version: epoch, primary, pg_num: 4, ..PgConfig::default() };
         map.pgs.insert(PgId { pool: PoolId(1), seed }, config);
     }
     for (index, address) in addresses.iter().enumerate() {
@@ -174,8 +179,9 @@ async fn serve_data(endpoint: Endpoint, id: u32, world: Shared) {
 }
 
 fn serve_one(world: &mut World, id: u32, request: &DataRequest, payload: &Bytes) -> (DataResponse, Bytes) {
-    if let DataRequest::Write { request, crc, context, .. } = request {
+    if let DataRequest::Write { request, context, crc, .. } = request {
         assert_eq!(*crc, crc32c::crc32c(payload));
+        world.pg_nums.push(context.pg_num);
         world.writes.push((id, *request));
         world.fences.push(context.fence);
     }
@@ -191,7 +197,8 @@ fn serve_one(world: &mut World, id: u32, request: &DataRequest, payload: &Bytes)
         }
         DataRequest::Write { .. } => (Ok(DataReply::Written { allocated: 4096 }), Bytes::new()),
         DataRequest::Sync { pgs } => {
-            world.syncs.push((id, pgs.clone()));
+            world.syncs.push((id, pgs.iter().map(|extent| extent.pg).collect()));
+            world.synced.extend(pgs);
             (Ok(DataReply::Synced), Bytes::new())
         }
         _ => (Err(DataError::Malformed("not in this test".to_owned())), Bytes::new()),
@@ -293,7 +300,7 @@ fn a_sync_covers_what_was_written() {
 }
 
 /// The first two of the four groups on the first server, the others on the second.
-fn split_map(addresses: &[SocketAddr], epoch: u64) -> ClusterMap {
+fn parted_map(addresses: &[SocketAddr], epoch: u64) -> ClusterMap {
     let mut map = map_of(addresses, epoch, 1);
     for (pg, config) in &mut map.pgs {
         config.primary = Some(DataServerId(1 + pg.seed / 2));
@@ -319,7 +326,7 @@ fn all_groups() -> BTreeSet<PgId> {
 fn a_sync_waits_for_every_group_on_every_server() {
     run(async {
         let Setup { world, client, map, addresses, .. } = &setup().await;
-        map.replace(split_map(addresses, 2));
+        map.replace(parted_map(addresses, 2));
         write_everywhere(client).await;
         world.borrow_mut().held_syncs = Some(2);
         let syncing = spawn_local({
@@ -370,9 +377,72 @@ fn groups_that_part_during_a_sync_are_synced_one_by_one() {
         while !world.borrow().errors.is_empty() {
             tokio::task::yield_now().await;
         }
-        map.replace(split_map(addresses, 9));
+        map.replace(parted_map(addresses, 9));
         assert_eq!(syncing.await.expect("no panic"), Ok(()));
         let synced: BTreeSet<PgId> = world.borrow().syncs.iter().flat_map(|(_, pgs)| pgs.clone()).collect();
         assert_eq!(synced, all_groups());
+    });
+}
+
+/// The same servers with twice as many groups.
+fn split_map(addresses: &[SocketAddr], epoch: u64) -> ClusterMap {
+    let mut map = map_of(addresses, epoch, 1);
+    map.pools.get_mut(&PoolId(1)).expect("the pool").pg_num = 8;
+    for seed in 0..8 {
+        let config = PgConfig { pg_num: 8, ..map.pgs[&PgId { pool: PoolId(1), seed: seed % 4 }].clone() };
+        map.pgs.insert(PgId { pool: PoolId(1), seed }, config);
+    }
+    map
+}
+
+#[test]
+fn a_sync_covers_what_was_split_off_meanwhile() {
+    run(async {
+        let Setup { world, client, map, addresses, .. } = &setup().await;
+        let data = || Bytes::from_static(b"12345678");
+        client.write(&basis(), piece(), data()).await.expect("written");
+        let seed = piece().object.pg(4).seed;
+        // Chosen before the split, and also what was noted.
+        let file = ChunkedFile { pool: PoolId(1), inode: InodeId(9), chunk_size: 4096 };
+        let chosen = client.groups_of(&file, 4096);
+        map.replace(split_map(addresses, 2));
+        let half = |seed| Extent { pg: PgId { pool: PoolId(1), seed }, pg_num: 8 };
+        for round in 0..2 {
+            match round {
+                0 => client.sync(0, chosen.clone()).await.expect("synced"),
+                _ => {
+                    client.write(&basis(), piece(), data()).await.expect("written");
+                    client.sync_all(0).await.expect("synced");
+                }
+            }
+            let mut synced = std::mem::take(&mut world.borrow_mut().synced);
+            synced.sort();
+            match round {
+                0 => assert_eq!(synced, [half(seed), half(seed + 4)], "both halves"),
+                _ => assert_eq!(synced, [half(piece().object.pg(8).seed)], "only where it was written"),
+            }
+            assert_eq!(client.unsynced_groups(), 0);
+        }
+        assert_eq!(world.borrow().pg_nums, [4, 8]);
+    });
+}
+
+#[test]
+fn a_write_that_is_sent_again_names_its_group_by_the_new_map() {
+    run(async {
+        let Setup { world, client, map, addresses, .. } = &setup().await;
+        world.borrow_mut().errors = VecDeque::from([DataError::NotPrimary { version: 9 }]);
+        let basis = basis();
+        let write = client.write(&basis, piece(), Bytes::from_static(b"12345678"));
+        let split = async {
+            while world.borrow().writes.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            map.replace(split_map(addresses, 2));
+        };
+        let (written, ()) = tokio::join!(write, split);
+        written.expect("written");
+        let world = world.borrow();
+        assert_eq!((&world.pg_nums[..], world.writes[0].1), (&[4, 8][..], world.writes[1].1));
     });
 }

@@ -55,7 +55,7 @@ impl ZabFs {
         let wish = Wish::of(mode)?;
         let end = offset.checked_add(length).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::EFBIG)?;
         if !wish.zero {
-            self.check_space(length).await?;
+            self.check_space(self.inode(node), length).await?;
         }
         file.dirty.set(true);
         let id = node;

@@ -7,10 +7,12 @@ use crate::fuse::reply::Statfs;
 use crate::meta::MetaFailure;
 use protocol::meta::{self, MetaReply, ReadOp, SetTime, Space, WriteOp};
 use protocol::name::NAME_MAX;
-use protocol::{Attr, Errno};
+use protocol::{Attr, Errno, InodeId};
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Places whose space is remembered for when no server answers.
+const SPACES_MAX: usize = 1024;
 /// STATFS is answered from memory if no server answers in this time.
 const STATFS_PATIENCE: Duration = Duration::from_secs(1);
 /// Without a metadata server, the root's attributes are answered from memory after this time: a little more than
@@ -20,18 +22,19 @@ const ROOT_PATIENCE: Duration = Duration::from_millis(420);
 const BLOCK_SIZE: u32 = 4096;
 
 impl ZabFs {
-    pub(super) async fn getattr(&self, node: u64) -> Answer {
+    pub(super) async fn getattr(self: &Rc<Self>, node: u64) -> Answer {
         Ok(Reply::Attributes(self.attr(node).await?, UNCACHED))
     }
 
-    pub(super) async fn statx(&self, node: u64) -> Answer {
+    pub(super) async fn statx(self: &Rc<Self>, node: u64) -> Answer {
         Ok(Reply::Statx(self.attr(node).await?, UNCACHED))
     }
 
-    async fn attr(&self, node: u64) -> Result<Attr, Errno> {
+    async fn attr(self: &Rc<Self>, node: u64) -> Result<Attr, Errno> {
         if node == ROOT_NODE {
             return self.root_attr().await;
         }
+        self.settle_inode(self.inode(node)).await;
         expect_attr(self.meta.read(ReadOp::Getattr(self.inode(node))).await?, "a getattr")
     }
 
@@ -66,6 +69,8 @@ impl ZabFs {
         }
         let size = change.size;
         let change = wanted(change);
+        // What was overwritten before must not get a later time than what is set now.
+        self.settle_inode(self.inode(node)).await;
         let attr = match size {
             Some(_) => self.resize(node, change).await?,
             None => {
@@ -92,9 +97,9 @@ impl ZabFs {
 
     /// What is known is told at once when no server answers. A leader that no data server has reported to yet says 0:
     /// then too. Only a mount that never knew waits.
-    pub(crate) async fn statfs(&self) -> Answer {
-        let known = *self.space.borrow();
-        let asking = self.meta.read(ReadOp::Statfs);
+    pub(crate) async fn statfs(&self, at: InodeId) -> Answer {
+        let known = self.space.borrow().get(&at).copied();
+        let asking = self.meta.read(ReadOp::StatfsAt(at));
         let asked = match known {
             Some(_) => tokio::time::timeout(STATFS_PATIENCE, asking).await.ok(),
             None => Some(asking.await),
@@ -106,13 +111,17 @@ impl ZabFs {
             (Some(Err(failure)), None) => return Err(failure.into()),
             (_, None) => return Err(MetaFailure::Unexpected("a statfs").into()),
         };
-        self.space.replace(Some(space));
+        let mut spaces = self.space.borrow_mut();
+        if spaces.len() >= SPACES_MAX {
+            spaces.clear();
+        }
+        spaces.insert(at, space);
         Ok(Reply::Statfs(figures(space)))
     }
 
     /// Whether `bytes` more would surely not fit.
-    pub(super) async fn check_space(&self, bytes: u64) -> Result<(), Errno> {
-        let asked = tokio::time::timeout(STATFS_PATIENCE, self.meta.read(ReadOp::Statfs)).await;
+    pub(super) async fn check_space(&self, inode: InodeId, bytes: u64) -> Result<(), Errno> {
+        let asked = tokio::time::timeout(STATFS_PATIENCE, self.meta.read(ReadOp::StatfsAt(inode))).await;
         match asked {
             Ok(Ok(MetaReply::Statfs(space))) if space.total > 0 && bytes > space.free => Err(Errno::ENOSPC),
             _ => Ok(()),

@@ -73,6 +73,11 @@ impl FileHandle {
         self.flags & libc::O_APPEND != 0
     }
 
+    /// Whether that is asked of the times too.
+    pub(crate) fn is_wholly_synchronous(&self) -> bool {
+        self.flags & libc::O_SYNC == libc::O_SYNC
+    }
+
     /// Whether each write is to be on stable storage when it returns.
     pub(crate) fn is_synchronous(&self) -> bool {
         self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0

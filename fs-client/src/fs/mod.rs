@@ -13,7 +13,7 @@
 //! | [`special`](crate::special) | everything below `.zabfs` |
 //!
 //! Coherence. Until there are leases nothing is cached that another mount could find stale: names and attributes
-//! are valid for no time, files are FOPEN_DIRECT_IO, nothing is deferred. A [`node::Node`] keeps a file's *view*
+//! are valid for no time, files are FOPEN_DIRECT_IO, nothing but times is deferred ([`deferral`]). A [`node::Node`] keeps a file's *view*
 //! (size, layout, truncations, inline bytes); each READ has the metadata leader confirm it while the data is on
 //! its way. The exception is the *hold*: while this session has it, no other session changes size or layout.
 //!
@@ -24,6 +24,7 @@
 mod allocate;
 mod attributes;
 mod commits;
+mod deferral;
 mod directory;
 mod handles;
 mod locking;
@@ -51,6 +52,7 @@ use node::Nodes;
 use protocol::meta::{MetaReply, Space};
 use protocol::{Attr, Errno, InodeId};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -90,7 +92,7 @@ pub struct ZabFs {
     pub(crate) waiting: Waiting,
     pub(crate) special: Special,
     nodes: Nodes,
-    space: RefCell<Option<Space>>,
+    space: RefCell<BTreeMap<InodeId, Space>>,
     /// The root's attributes as they were seen last.
     root_seen: Cell<Option<Attr>>,
     /// Closings of handles that the metadata cluster has not acknowledged.
@@ -110,7 +112,7 @@ impl ZabFs {
             waiting,
             special: Special::default(),
             nodes: Nodes::default(),
-            space: RefCell::new(None),
+            space: RefCell::default(),
             root_seen: Cell::new(None),
             closings: Cell::new(0),
             closed: Notify::new(),
@@ -204,12 +206,12 @@ impl ZabFs {
             Operation::TmpFile { flags, mode, umask } => self.tmpfile(request, flags, mode & !umask).await,
             Operation::Read { handle, offset, size, .. } => self.read(node, handle, offset, size).await,
             Operation::Write(write) => self.write(node, write).await,
-            Operation::StatFs => self.statfs().await,
+            Operation::StatFs => self.statfs(self.inode(node)).await,
             Operation::Release { handle, lock_owner, flock_unlock, .. } => {
                 self.release(handle, flock_unlock.then_some(lock_owner))
             }
             Operation::Flush { handle, lock_owner } => self.flush(node, handle, lock_owner).await,
-            Operation::Fsync { handle, .. } => self.fsync(node, handle).await,
+            Operation::Fsync { handle, data_only } => self.fsync(node, handle, data_only).await,
             Operation::SetXattr { name, value, flags, .. } => self.setxattr(node, name, &value, flags).await,
             Operation::GetXattr { name, size } => self.getxattr(node, name, size).await,
             Operation::ListXattr { size } => self.listxattr(node, size).await,

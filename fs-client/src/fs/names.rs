@@ -19,7 +19,10 @@ impl ZabFs {
             _ if self.is_special(parent, &name) => return Ok(Reply::Entry(self.special_root())),
             _ => ReadOp::Lookup { parent: self.inode(parent), name: EntryName::new(name)? },
         };
-        let attr = expect_attr(self.meta.read(op).await?, "a lookup")?;
+        let mut attr = expect_attr(self.meta.read(op).await?, "a lookup")?;
+        if self.settle_inode(attr.inode).await {
+            attr = expect_attr(self.meta.read(ReadOp::Getattr(attr.inode)).await?, "a getattr")?;
+        }
         Ok(Reply::Entry(self.entry(attr)))
     }
 

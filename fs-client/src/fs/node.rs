@@ -1,6 +1,7 @@
 //! What a mount knows about one inode while it has something to do with it.
 
 use super::commits::Commits;
+use super::deferral::Deferral;
 use protocol::{Attr, FileView, InodeId, Layout};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) posix_owners: RefCell<BTreeSet<u64>>,
     /// Commits of overwrites on their way.
     pub(crate) commits: Commits,
+    /// Overwrites whose times are committed later.
+    pub(crate) deferral: Deferral,
 }
 
 impl Node {
@@ -41,6 +44,7 @@ impl Node {
             writers: Cell::new(0),
             posix_owners: RefCell::default(),
             commits: Commits::default(),
+            deferral: Deferral::default(),
         }
     }
 
@@ -104,6 +108,11 @@ impl Nodes {
         let node = Rc::new(Node::new(inode));
         table.insert(inode, Rc::downgrade(&node));
         node
+    }
+
+    /// The node of `inode`, if it is in use.
+    pub(crate) fn find(&self, inode: InodeId) -> Option<Rc<Node>> {
+        self.table.borrow().get(&inode).and_then(Weak::upgrade)
     }
 
     /// Every node in use.

@@ -171,7 +171,7 @@ impl ZabFs {
         });
     }
 
-    async fn close_in_cluster(&self, file: &FileHandle) {
+    async fn close_in_cluster(self: &Rc<Self>, file: &FileHandle) {
         let node = &file.node;
         if !(file.may_write() && node.hold.get() && node.writers.get() == 0) {
             return self.meta.close_file(node.inode, file.number, false).await;
@@ -179,6 +179,7 @@ impl ZabFs {
         // Until this is acknowledged nobody of this mount may take the hold again, or a repetition of this message
         // behind a change of leader would give that one back.
         let _gate = node.gate.write().await;
+        self.end_deferral(node).await;
         let release_hold = node.hold.get() && node.writers.get() == 0;
         if release_hold {
             node.hold.set(false);

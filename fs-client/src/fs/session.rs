@@ -19,6 +19,7 @@ impl ZabFs {
             MetaEvent::RecallHold(inode) => {
                 tokio::task::spawn_local(self.clone().give_hold_back(inode));
             }
+            MetaEvent::Settle(inode) => self.settle_for_others(inode),
             MetaEvent::SessionLost(_) => self.lose_session(),
             MetaEvent::SessionOpened(generation) => {
                 tokio::task::spawn_local(self.clone().reopen(generation));
@@ -30,6 +31,7 @@ impl ZabFs {
     async fn give_hold_back(self: Rc<Self>, inode: InodeId) {
         let node = self.nodes.get(inode);
         let _gate = node.gate.write().await;
+        self.end_deferral(&node).await;
         node.hold.set(false);
         node.yield_until.set(Some(Instant::now() + YIELD));
         let generation = self.meta.generation();
@@ -43,6 +45,7 @@ impl ZabFs {
     fn lose_session(&self) {
         for node in self.nodes.all() {
             node.hold.set(false);
+            node.deferral.lose();
             node.forget_view();
             node.posix_owners.borrow_mut().clear();
         }

@@ -80,8 +80,8 @@ impl ZabFs {
             file.dirty.set(true);
         }
         written?;
-        if file.as_ref().is_some_and(|file| file.is_synchronous()) {
-            self.sync_node(&node, job.generation).await?;
+        if let Some(file) = file.filter(|file| file.is_synchronous()) {
+            self.sync_all_of(&node, job.generation, !file.is_wholly_synchronous()).await?;
         }
         Ok(Reply::Written(length))
     }
@@ -105,6 +105,7 @@ impl ZabFs {
                     self.write_inline(node, job).await?
                 }
                 Way::Overwrite => {
+                    self.consider_deferring(node, job.generation).await;
                     let _gate = node.gate.read().await;
                     job.reached_chunks = true;
                     self.overwrite(node, job).await?
@@ -163,6 +164,9 @@ impl ZabFs {
             return Ok(Round::Again);
         }
         let end = job.range.offset + job.range.length;
+        if !job.kill_privileges && job.allocated == 0 && self.may_defer(node, &view) {
+            return self.overwrite_deferring(node, &view, end, job).await;
+        }
         let committed_space = std::mem::take(&mut job.allocated);
         let (written, committed) = tokio::join!(
             self.write_chunks(&view, job.range.offset, job.data.clone(), job.generation),
@@ -183,6 +187,24 @@ impl ZabFs {
         }
         // A hole was filled: the space it took is known only now.
         self.commit(node, &view, end, Ok(()), job).await
+    }
+
+    /// An overwrite that leaves its times for later, if that is still allowed when the data servers have it.
+    async fn overwrite_deferring(
+        self: &Rc<Self>,
+        node: &Node,
+        view: &FileView,
+        end: u64,
+        job: &mut Job,
+    ) -> Result<Round, Errno> {
+        let (allocated, written) =
+            self.write_chunks(view, job.range.offset, job.data.clone(), job.generation).await;
+        job.allocated = allocated;
+        if written.is_ok() && allocated == 0 && self.may_defer(node, view) {
+            self.defer_times(node);
+            return Ok(Round::Done);
+        }
+        self.commit(node, view, end, written, job).await
     }
 
     /// Under the exclusive gate.
@@ -245,6 +267,10 @@ impl ZabFs {
 
     /// An extension failed half-way: what it left past the committed size is cut. Under the exclusive gate.
     async fn abandon_hold(self: &Rc<Self>, node: &Node, generation: u64) {
+        if !node.hold.get() {
+            return;
+        }
+        self.end_deferral(node).await;
         if !node.hold.replace(false) {
             return;
         }

@@ -55,9 +55,9 @@ fn a_failed_fsync_leaves_the_file_dirty() {
         fs.handles.insert(number, Handle::File(file.clone()));
         file.dirty.set(true);
         setup.world.borrow_mut().errors.push_back(DataError::Refused("x".to_owned()));
-        assert!(fs.fsync(INODE, number).await.is_err());
+        assert!(fs.fsync(INODE, number, false).await.is_err());
         assert!(file.dirty.get(), "what is not durable can be lost with the session");
-        assert!(fs.fsync(INODE, number).await.is_ok());
+        assert!(fs.fsync(INODE, number, false).await.is_ok());
         assert!(!file.dirty.get());
         // Written and not synced, the session is lost: whoever writes on has to be told.
         file.dirty.set(true);

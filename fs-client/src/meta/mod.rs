@@ -22,6 +22,7 @@ pub mod backup;
 pub mod bench;
 mod connector;
 mod error;
+pub mod leader;
 mod link;
 mod locks;
 mod ordered;
@@ -83,6 +84,8 @@ pub enum MetaEvent {
     SessionLost(u64),
     /// A session of this generation is open.
     SessionOpened(u64),
+    /// Another mount wants to know the times of this file: commit what is deferred, and defer nothing more.
+    Settle(InodeId),
 }
 
 /// The session with the metadata cluster. See the module's documentation.
@@ -248,6 +251,19 @@ impl MetaClient {
                 Err(error) => return Err(failure_of(error)),
                 Ok(reply) => return Ok(reply),
             }
+        }
+    }
+
+    /// As [`write_in`](Self::write_in), but asks once: `None` if something of another session is in the way.
+    pub async fn write_or_busy(
+        self: &Rc<Self>,
+        generation: u64,
+        op: WriteOp,
+    ) -> Result<Option<MetaReply>, MetaFailure> {
+        match self.write_once(Some(generation), op).await? {
+            Err(MetaError::Busy) => Ok(None),
+            Err(error) => Err(failure_of(error)),
+            Ok(reply) => Ok(Some(reply)),
         }
     }
 
@@ -556,6 +572,7 @@ impl MetaClient {
                 self.waits.borrow_mut().granted((resource, waiter), token);
             }
             Push::RecallHold(inode) => self.tell(MetaEvent::RecallHold(inode)),
+            Push::Settle(inode) => self.tell(MetaEvent::Settle(inode)),
             Push::Map(delta) => {
                 if let Err(gap) = self.map.apply(delta) {
                     tracing::debug!(%gap, "asking for the whole map");

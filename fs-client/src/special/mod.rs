@@ -152,7 +152,7 @@ impl ZabFs {
                 self.handles.remove(handle);
                 Ok(Reply::Done)
             }
-            Operation::StatFs => self.statfs().await,
+            Operation::StatFs => self.statfs(InodeId::ROOT).await,
             Operation::Flush { .. } | Operation::Fsync { .. } | Operation::FsyncDir { .. } => Ok(Reply::Done),
             Operation::GetXattr { .. } | Operation::RemoveXattr { .. } => Err(Errno::ENODATA),
             Operation::ListXattr { size: 0 } => Ok(Reply::XattrSize(0)),

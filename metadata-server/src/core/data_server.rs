@@ -76,7 +76,8 @@ impl<D: Disk, T> Turn<'_, D, T> {
     fn data_session_reply(&self, session: SessionId) -> MetaResponse {
         let clock = self.core.leader.clocks.get(&session).ok_or(MetaError::SessionExpired)?;
         let (timeout_ms, map_epoch) = (clock.session.timeout_ms, self.core.machine.map().epoch);
-        Ok(MetaReply::DataSession { session, timeout_ms, map_epoch })
+        let full_ratios = self.full_ratios();
+        Ok(MetaReply::DataSession { session, timeout_ms, map_epoch, full_ratios })
     }
 
     /// The live session of this very start, which only changed its connection (a new leader, a lost link).

@@ -3,9 +3,10 @@
 use super::flow::{Attaching, Chore, Flow, Next, Opening, Step};
 use super::{ClientId, Turn};
 use crate::state::layers::Disk;
+use crate::state::prep::DEFAULT_POOL;
 use crate::state::read::{ReadError, read};
 use protocol::identity::Role;
-use protocol::meta::{MetaError, MetaReply, MetaRequest, ReadOp, WriteOp};
+use protocol::meta::{MetaError, MetaReply, MetaRequest, Push, ReadOp, Space, WriteOp};
 use protocol::{DataServerId, Errno, MapEpoch, SessionId};
 use zab::mutant;
 
@@ -107,6 +108,10 @@ impl<D: Disk, T> Turn<'_, D, T> {
             MetaRequest::SetClass { server, class } => {
                 self.change(|prep| prep.set_class(server, class.as_deref()), done)
             }
+            MetaRequest::SetFullRatios(ratios) => {
+                tracing::info!("an administrator changes when data servers are full: {ratios:?}");
+                self.change(|prep| prep.set_full_ratios(ratios), done)
+            }
             MetaRequest::ChangePool { nonce, change } => {
                 tracing::info!("an administrator changes the pools: {change:?}");
                 let changed = |warnings| Step::Say(Ok(MetaReply::PoolChanged(warnings)));
@@ -117,6 +122,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
                 let scrubs = groups.map(|(server, pg, report)| (pg, server, report)).collect();
                 Ok(Next::Reply(MetaReply::Scrubs(scrubs)))
             }
+            MetaRequest::Fsck(request) => self.fsck(request),
             MetaRequest::Sync => self.confirm(Step::Synced),
             MetaRequest::Backup => self.confirm(Step::Backup),
             MetaRequest::Status
@@ -152,6 +158,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
             {
                 refuse("only data servers register, leave, and change placement groups")
             }
+            MetaRequest::SetFullRatios(_) if peer.role != Role::Admin => {
+                refuse("only administrators say when data servers are full")
+            }
             MetaRequest::SetIn { .. } | MetaRequest::RemoveDataServer { .. } if peer.role != Role::Admin => {
                 refuse("only administrators take servers in and out and remove them")
             }
@@ -160,6 +169,9 @@ impl<D: Disk, T> Turn<'_, D, T> {
             }
             MetaRequest::ChangeMetadataServers(_) if peer.role != Role::Admin => {
                 refuse("only administrators change who the metadata servers are")
+            }
+            MetaRequest::Fsck(_) if peer.role != Role::Admin => {
+                refuse("only administrators check the filesystem")
             }
             MetaRequest::Backup | MetaRequest::BackupNext if peer.role != Role::Admin => {
                 refuse("only administrators make backups")
@@ -194,9 +206,13 @@ impl<D: Disk, T> Turn<'_, D, T> {
     }
 
     pub(super) fn read(&mut self, client: ClientId, op: &ReadOp) -> Flow {
+        let session = self.core.clients.get(&client).and_then(|c| c.session).unwrap_or_default();
+        let space = match op {
+            ReadOp::Statfs => self.space_of(DEFAULT_POOL),
+            ReadOp::StatfsAt(inode) => self.space_at(*inode),
+            _ => Space::default(),
+        };
         let core = &mut *self.core;
-        let session = core.clients.get(&client).and_then(|c| c.session).unwrap_or_default();
-        let space = core.leader.space(core.machine.map());
         let result = if mutant!("reads-see-speculation") {
             read(&core.machine.proposed(), session, op, space)
         } else {
@@ -206,6 +222,11 @@ impl<D: Disk, T> Turn<'_, D, T> {
             Ok(reply) => Ok(Next::Reply(reply)),
             Err(ReadError::Errno(errno)) => Err(errno.into()),
             Err(ReadError::Store(error)) => Err(core.store_failed(&error)),
+            // The client asks again, so nothing has to be remembered here, and nothing waits in service.
+            Err(ReadError::Deferred { holder, inode, .. }) => {
+                self.send_pushes([(holder, Push::Settle(inode))]);
+                Err(MetaError::Busy)
+            }
         }
     }
 

@@ -2,11 +2,12 @@
 
 use super::{ClientId, Core, Output, Turn};
 use crate::state::layers::{Disk, StoreError};
+use crate::state::prep::mend::Mended;
 use protocol::meta::{
     ClientInfo, DataServerRegistration, DataServerReport, MetaError, MetaReply, MetaRequest, MetaResponse,
     ReadOp,
 };
-use protocol::{InodeId, MapEpoch, Revision, SessionId};
+use protocol::{EntryName, InodeId, MapEpoch, Revision, SessionId};
 use zab::{ReadError, Zxid, mutant};
 
 /// Who waits for the end of it.
@@ -72,6 +73,10 @@ pub(super) enum Step {
     Read(ReadOp),
     /// This server led after it was asked: what it has applied is what had been answered before.
     Synced,
+    /// Likewise: what a check looks at is as of now.
+    Look(InodeId, Vec<(InodeId, EntryName)>),
+    /// The repair is applied.
+    Mended(InodeId, Vec<(InodeId, EntryName)>, Box<Mended>),
     /// Likewise: that is what the backup has to contain.
     Backup,
     Subscribe(MapEpoch),
@@ -215,6 +220,8 @@ impl<D: Disk, T> Turn<'_, D, T> {
             Step::Say(response) => response.map(Next::Reply),
             Step::Dispatch(request) => self.dispatch(client, *request),
             Step::Read(op) => self.read(client, &op),
+            Step::Look(inode, names) => self.look(inode, &names),
+            Step::Mended(inode, names, mended) => self.mended(inode, &names, *mended),
             Step::Synced => Ok(Next::Reply(MetaReply::Revision(self.revision()))),
             Step::Backup => Ok(Next::Driver(Chore::Backup(self.revision()))),
             Step::Subscribe(known) => self.subscribe(client, known),

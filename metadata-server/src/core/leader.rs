@@ -5,7 +5,7 @@
 use crate::state::planner::Positions;
 use crate::state::record::{Session, SessionKind};
 use protocol::map::ClusterMap;
-use protocol::meta::{DataServerReport, PgReport, RecoveryStatus, ScrubSummary, Space};
+use protocol::meta::{DataServerReport, FullRatios, PgReport, RecoveryStatus, ScrubSummary, Space};
 use protocol::replication::Position;
 use protocol::{DataServerId, PgId, PoolId, SessionId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -236,12 +236,29 @@ impl LeaderMemory {
         sum
     }
 
-    /// Space for files, replicas counted once.
-    pub fn space(&self, map: &ClusterMap) -> Space {
-        let size = u64::from(map.pools.get(&PoolId(1)).map_or(1, |p| p.size.max(1)));
-        let up = self.reports.iter().filter(|(id, _)| map.data_servers.get(id).is_some_and(|s| s.up));
-        let (total, used) = up.fold((0, 0), |(total, used), (_, r)| (total + r.capacity, used + r.used));
-        Space { total: total / size, free: total.saturating_sub(used) / size, inodes: 0 }
+    /// Space of a pool, replicas counted once: what is in it, and what can be written until the first of the data servers
+    /// that hold it is full. Each server's share is that of the pool's groups which are on it, so that the one that fills
+    /// up first decides. `None` while none of them has reported.
+    pub fn space(&self, map: &ClusterMap, pool: PoolId, full: FullRatios) -> Option<Space> {
+        let (mut groups, mut on) = (0u64, BTreeMap::<DataServerId, u64>::new());
+        for (_, config) in map.pgs.iter().filter(|(pg, _)| pg.pool == pool) {
+            groups += 1;
+            for member in config.in_sync.iter().chain(&config.learners) {
+                *on.entry(member.server).or_default() += 1;
+            }
+        }
+        let free = |(server, count): (&DataServerId, &u64)| {
+            let report = self.reports.get(server).filter(|report| report.capacity > 0)?;
+            let left = u128::from(full.full_at(report.capacity).saturating_sub(report.used));
+            Some((left * u128::from(groups) / u128::from(*count)) as u64)
+        };
+        let free = on.iter().filter_map(free).min()?;
+        let stored: u64 = self
+            .led_groups(map)
+            .filter(|(_, pg, _)| pg.pool == pool)
+            .map(|(_, _, report)| report.bytes)
+            .sum();
+        Some(Space { total: stored.saturating_add(free), free, inodes: 0 })
     }
 }
 
@@ -302,6 +319,40 @@ mod tests {
         assert_eq!(after.seconds_left, Some(8));
         assert_eq!(report(3000, 1, 10, 79)[0].seconds_left, None, "another start of the server counts anew");
         assert!(report(4000, 80, 80_000, 0).is_empty(), "nothing is left");
+    }
+
+    #[test]
+    fn the_server_that_fills_up_first_decides_what_a_pool_can_take() {
+        use protocol::map::{Member, PgConfig};
+        let member = |server| Member {
+            server: DataServerId(server),
+            store: Default::default(),
+            incarnation: 1,
+            uncertain: false,
+        };
+        let group = |seed, on: &[u32]| {
+            let in_sync = on.iter().map(|server| member(*server)).collect();
+            let config = PgConfig { primary: Some(DataServerId(on[0])), in_sync, ..PgConfig::default() };
+            (PgId { pool: PoolId(1), seed }, config)
+        };
+        // Two replicas; server 1 has a copy of everything, 2 and 3 of half.
+        let pgs = [group(0, &[1, 2]), group(1, &[1, 3])].into();
+        let map = ClusterMap { pgs, ..ClusterMap::default() };
+        let full = FullRatios { nearfull: 8000, full: 9000 };
+        let mut memory = LeaderMemory::default();
+        assert_eq!(memory.space(&map, PoolId(1), full), None, "nobody has reported");
+        let mut report = |server, capacity, used, bytes| {
+            let groups = (0..2)
+                .map(|seed| (PgId { pool: PoolId(1), seed }, PgReport { bytes, ..PgReport::default() }));
+            let report = DataServerReport { capacity, used, groups: groups.collect(), ..Default::default() };
+            memory.reports.insert(DataServerId(server), report);
+            memory.space(&map, PoolId(1), full).expect("somebody has reported")
+        };
+        let space = report(1, 1000, 200, 100);
+        assert_eq!((space.total, space.free), (900, 700), "900 less 200, and two groups of 100 bytes");
+        assert_eq!(report(2, 1000, 100, 0).free, 700, "what 2 has left suffices for twice as much");
+        assert_eq!(report(3, 300, 100, 0).free, 340, "170 left, for half of what is written");
+        assert_eq!(report(3, 300, 290, 0).free, 0, "full");
     }
 
     #[test]

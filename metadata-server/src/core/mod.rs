@@ -44,6 +44,7 @@ mod change;
 mod data_server;
 mod dispatch;
 mod flow;
+mod fsck;
 pub mod leader;
 mod membership;
 mod proposal;

@@ -34,7 +34,8 @@ impl<D: Disk, T> Turn<'_, D, T> {
                 Err(error) => (before, Err(error)),
             },
             Err((PrepError::Refused(error), pushes)) => {
-                let recalls = pushes.into_iter().filter(|(_, p)| matches!(p, Push::RecallHold(_)));
+                let is_recall = |p: &Push| matches!(p, Push::RecallHold(_) | Push::Settle(_));
+                let recalls = pushes.into_iter().filter(|(_, p)| is_recall(p));
                 self.send_pushes(recalls);
                 (before, Err(error))
             }

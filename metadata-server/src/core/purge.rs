@@ -10,7 +10,8 @@ use crate::state::layers::{Disk, View};
 use crate::state::record::Purge;
 use protocol::data::DataRequest;
 use protocol::map::ClusterMap;
-use protocol::{DataServerId, InodeId, PgId};
+use protocol::split::Extent;
+use protocol::{DataServerId, InodeId};
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
@@ -127,14 +128,18 @@ impl<D: Disk, T> Turn<'_, D, T> {
         let map = self.core.machine.map();
         let pool = map.pools.get(&purge.pool).ok_or("its pool is gone")?;
         let floor = purge.truncations.last().map_or(0, |t| t.seq);
-        let request = |pg: PgId| {
+        let request = |Extent { pg, pg_num }: Extent| {
             let (server, address) =
                 map.primary_address(pg).ok_or_else(|| format!("group {pg} has no primary"))?;
             if self.core.purger.silent.contains(&server) {
                 return Err(format!("data server {server} did not answer before"));
             }
             let (truncations, chunk_size) = (purge.truncations.clone(), pool.chunk_size);
-            Ok((server, address, DataRequest::TrimInode { pg, inode, chunk_size, truncations, floor }))
+            Ok((
+                server,
+                address,
+                DataRequest::TrimInode { pg, pg_num, inode, chunk_size, truncations, floor },
+            ))
         };
         groups(map, inode, purge).into_iter().map(request).collect()
     }
@@ -160,12 +165,14 @@ impl<D: Disk, T> Turn<'_, D, T> {
     }
 }
 
-/// The groups that may hold objects of the inode.
-fn groups(map: &ClusterMap, inode: InodeId, purge: &Purge) -> BTreeSet<PgId> {
+/// The groups that may hold objects of the inode. One that was split when it is asked refuses, so that a sweep counts
+/// only for what was there when it began: a split keeps what was cut, and hands the floor on.
+fn groups(map: &ClusterMap, inode: InodeId, purge: &Purge) -> BTreeSet<Extent> {
     let Some(pool) = map.pools.get(&purge.pool) else { return BTreeSet::new() };
     if purge.strays || purge.chunks_high >= pool.pg_num.saturating_mul(8) {
-        return (0..pool.pg_num).map(|seed| PgId { pool: purge.pool, seed }).collect();
+        return map.extents(purge.pool).collect();
     }
     let object = |chunk| protocol::ObjectId { pool: purge.pool, inode, chunk };
-    (0..purge.chunks_high).map(|chunk| object(chunk).pg(pool.pg_num)).collect()
+    let held = (0..purge.chunks_high).filter_map(|chunk| map.locate(object(chunk)));
+    held.map(|(pg, config)| Extent { pg, pg_num: config.pg_num }).collect()
 }

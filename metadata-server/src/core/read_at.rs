@@ -34,7 +34,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
     pub(super) fn read_at(&mut self, at_least: Revision, op: ReadOp) -> Flow {
         let takes_part =
             matches!(self.core.role, Role::Leading { .. } | Role::Following { .. } | Role::Observing { .. });
-        if !takes_part || matches!(op, ReadOp::Statfs | ReadOp::WaitState { .. }) {
+        if !takes_part || matches!(op, ReadOp::Statfs | ReadOp::StatfsAt(_) | ReadOp::WaitState { .. }) {
             return Err(self.not_leader());
         }
         Ok(Next::At(at_least, op))
@@ -79,6 +79,10 @@ impl<D: Disk, T> Core<D, T> {
         let answer = match found {
             Ok(reply) => ReadAnswer::of(reply).unwrap_or(ReadAnswer::Errno(Errno::EIO)),
             Err(ReadError::Errno(errno)) => ReadAnswer::Errno(errno),
+            // What was not committed at this revision is not part of it.
+            Err(ReadError::Deferred { committed, .. }) => {
+                ReadAnswer::of(*committed).unwrap_or(ReadAnswer::Errno(Errno::EIO))
+            }
             Err(ReadError::Store(error)) => return Err(self.store_failed(&error)),
         };
         Ok(MetaReply::ReadAt { revision, answer })

@@ -4,13 +4,13 @@ use super::Turn;
 use crate::state::layers::Disk;
 use crate::state::prep::pool::{class_names, parse_rule};
 use crate::state::prep::{DEFAULT_POOL, load};
-use crate::state::record::SessionKind;
+use crate::state::record::{Inode, SessionKind};
 use crate::state::{key, planner};
 use protocol::meta::{
-    ClusterStatus, DataServerStatus, MetadataMember, MetadataServerStatus, PoolStatus, Refusals,
-    SessionStatus,
+    ClusterStatus, DataServerReport, DataServerStatus, FullRatios, MetadataMember, MetadataServerStatus,
+    PoolStatus, Refusals, SessionStatus, Space,
 };
-use protocol::{MetadataServerId, PoolId, Revision};
+use protocol::{DataServerId, InodeId, MetadataServerId, PoolId, Revision};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -21,7 +21,8 @@ impl<D: Disk, T> Turn<'_, D, T> {
         let map = core.machine.map();
         let progress = core.machine.progress();
         let reports = &core.leader.reports;
-        let mut space = core.leader.space(map);
+        let ratios = self.full_ratios();
+        let mut space = self.space_of(DEFAULT_POOL);
         space.inodes = core.machine.inodes();
         ClusterStatus {
             cluster: core.config.cluster.to_string(),
@@ -61,12 +62,51 @@ impl<D: Disk, T> Turn<'_, D, T> {
             scrub: core.leader.scrub_summary(map),
             pools: self.pools(),
             refusals: Refusals { requests: core.refused.get(), ..self.quorum.refusals() },
+            full_ratios: ratios,
+            warnings: self.space_warnings(ratios),
         }
+    }
+
+    /// When data servers count as full.
+    pub(super) fn full_ratios(&self) -> FullRatios {
+        load(&self.core.machine.committed(), &key::system("full_ratios")).ok().flatten().unwrap_or_default()
+    }
+
+    /// Space of a pool; nothing while nobody has reported.
+    pub(super) fn space_of(&self, pool: PoolId) -> Space {
+        let map = self.core.machine.map();
+        self.core.leader.space(map, pool, self.full_ratios()).unwrap_or_default()
+    }
+
+    /// Space of the pool that an inode names.
+    pub(super) fn space_at(&self, inode: InodeId) -> Space {
+        let inode: Option<Inode> = load(&self.core.machine.committed(), &key::inode(inode)).ok().flatten();
+        self.space_of(inode.map_or(DEFAULT_POOL, |inode| inode.pool))
+    }
+
+    fn space_warnings(&self, ratios: FullRatios) -> Vec<String> {
+        let map = self.core.machine.map();
+        let warning = |(id, report): (&DataServerId, &DataServerReport)| {
+            let is_up = map.data_servers.get(id).is_some_and(|server| server.up);
+            let percent = report.used as f64 * 100.0 / report.capacity.max(1) as f64;
+            if !is_up || report.capacity == 0 || report.used < ratios.nearfull_at(report.capacity) {
+                return None;
+            }
+            Some(if report.used >= ratios.full_at(report.capacity) {
+                format!(
+                    "data server {id} is full ({percent:.1} %): writes that need space on it are refused with ENOSPC; delete \
+                     files, add data servers or take it out"
+                )
+            } else {
+                format!("data server {id} is nearly full ({percent:.1} %); delete files or add data servers")
+            })
+        };
+        self.core.leader.reports.iter().filter_map(warning).collect()
     }
 
     fn pools(&self) -> Vec<PoolStatus> {
         let (map, state) = (self.core.machine.map(), self.core.machine.committed());
-        let classes = class_names(&state).unwrap_or_default();
+        let (classes, ratios) = (class_names(&state).unwrap_or_default(), self.full_ratios());
         let mut pools: BTreeMap<PoolId, PoolStatus> = BTreeMap::new();
         for (id, pool) in &map.pools {
             let (failure_domain, class) = parse_rule(pool.rule);
@@ -85,6 +125,7 @@ impl<D: Disk, T> Turn<'_, D, T> {
                 groups: planner::states_of(map, *id).into_iter().collect(),
                 objects: 0,
                 bytes: 0,
+                available: self.core.leader.space(map, *id, ratios).map(|space| space.free),
                 inodes: (*id != DEFAULT_POOL).then_some(inodes.unwrap_or(0)),
             };
             pools.insert(*id, status);

@@ -44,11 +44,11 @@ impl QuorumConfig {
         let zab = zab::Config {
             txn_bytes_max: TXN_BYTES_MAX,
             // The log is in memory too. Beyond the bound, which checkpoints that lag behind reach, clients wait.
-            log_window_bytes: 24 << 20,
+            log_window_bytes: 16 << 20,
             log_bytes_max: 128 << 20,
             ..zab::Config::new(id)
         };
-        QuorumConfig { zab, peers, checkpoint_interval_ms: 5_000, checkpoint_bytes: 16 << 20 }
+        QuorumConfig { zab, peers, checkpoint_interval_ms: 5_000, checkpoint_bytes: 8 << 20 }
     }
 
     fn validate(&self) -> Result<(), QuorumError> {

@@ -7,6 +7,7 @@
 //! Architecture invariant: nothing here does I/O (beyond reading the [`layers::Disk`] it is given), reads a
 //! clock, draws a random number or knows tokio.
 
+pub mod examine;
 pub mod key;
 pub mod layers;
 pub mod machine;

@@ -56,7 +56,12 @@ pub fn plan(input: &PlanInput<'_>) -> Vec<PgUpdate> {
                 .filter(|d| input.map.data_servers.contains_key(d))
                 .collect();
             let empty = PgConfig::default();
-            let current = input.map.pgs.get(&pg).unwrap_or(&empty);
+            let current = match input.map.pgs.get(&pg) {
+                Some(config) => config,
+                // Its objects are in another group, which will be split.
+                None if input.map.holder(*pool_id, seed).is_some() => continue,
+                None => &empty,
+            };
             let step = Step { input, pool, pg, targets: &targets };
             if let Some(config) = step.next(current) {
                 updates.push(PgUpdate { pg, based_on: current.version, config });
@@ -112,7 +117,8 @@ impl Step<'_> {
             return None;
         }
         let primary = in_sync.first().map(|m| m.server);
-        Some(PgConfig { version: 0, primary, in_sync, learners: Vec::new(), activated: false })
+        let pg_num = self.pool.pg_num;
+        Some(PgConfig { version: 0, primary, in_sync, learners: Vec::new(), activated: false, pg_num })
     }
 
     fn drop_dead(&self, config: &mut PgConfig) {
@@ -146,7 +152,15 @@ impl Step<'_> {
         if config.in_sync.is_empty() || !all_back {
             return;
         }
-        let position = |m: &Member| self.input.positions.get(&(m.server, self.pg)).copied();
+        // A server that said what it holds, and not this group, holds nothing of it: it began after that with a split that
+        // this server lacks.
+        let spoke = |server| {
+            let first = PgId { pool: PoolId(0), seed: 0 };
+            let mut said = self.input.positions.range((server, first)..);
+            said.next().is_some_and(|((other, _), _)| *other == server).then(Position::default)
+        };
+        let position =
+            |m: &Member| self.input.positions.get(&(m.server, self.pg)).copied().or_else(|| spoke(m.server));
         if config.in_sync.iter().any(|m| position(m).is_none()) {
             return;
         }
@@ -249,6 +263,10 @@ pub fn states_of(map: &ClusterMap, id: PoolId) -> BTreeMap<String, u32> {
     let Some(pool) = map.pools.get(&id) else { return states };
     for seed in 0..pool.pg_num {
         let config = map.pgs.get(&PgId { pool: id, seed });
+        if config.is_none() && map.holder(id, seed).is_some() {
+            // Does not exist before the group that holds its objects is split.
+            continue;
+        }
         *states.entry(state(map, pool, config)).or_insert(0) += 1;
     }
     states
@@ -265,6 +283,9 @@ fn state(map: &ClusterMap, pool: &Pool, config: Option<&PgConfig>) -> String {
         Some(_) if !config.activated => words.push("peering"),
         Some(_) if living < pool.min_size as usize => words.push("undersized"),
         Some(_) => words.push("active"),
+    }
+    if config.pg_num < pool.pg_num {
+        words.push("splitting");
     }
     if !config.learners.is_empty() || config.in_sync.iter().any(|m| m.uncertain) {
         words.push("recovering");
@@ -602,6 +623,45 @@ mod tests {
         // A class that nobody has any more moves nothing.
         world.crush = crush::flat_hosts(&hosts);
         assert_eq!(world.step(), 0);
+    }
+
+    #[test]
+    fn groups_to_come_wait_for_those_that_hold_their_objects_and_then_move() {
+        let mut world = World::new(5);
+        world.settle();
+        world.pool().pg_num = 32;
+        assert_eq!(world.step(), 0, "nothing begins empty");
+        let split = BTreeMap::from([("active+splitting".to_string(), 16)]);
+        assert_eq!(states(&world.map), split);
+        let parents: Vec<PgId> = world.map.pgs.keys().copied().collect();
+        for pg in parents {
+            let config = world.map.pgs.get_mut(&pg).expect("a group");
+            let holders: Vec<DataServerId> = config.certain().map(|m| m.server).collect();
+            let (seed, child) = config.divide(pg.seed, 32, &holders).flatten().expect("a child");
+            world.map.pgs.insert(PgId { seed, ..pg }, PgConfig { version: 1, ..child });
+        }
+        let before = world.places();
+        world.activate();
+        world.settle();
+        assert_eq!(states(&world.map), BTreeMap::from([("active+clean".to_string(), 32)]));
+        assert_ne!(world.places(), before, "the children go where they are wanted");
+    }
+
+    #[test]
+    fn who_lacks_a_group_that_began_later_does_not_keep_it_from_its_primary() {
+        let mut world = World::new(3);
+        world.settle();
+        let pg = PgId { pool: PoolId(1), seed: 3 };
+        let config = world.map.pgs.get_mut(&pg).expect("a group");
+        (config.primary, config.activated) = (None, false);
+        config.in_sync.iter_mut().for_each(|m| m.uncertain = true);
+        // Server 3 spoke before the group began, and lacks it.
+        let other = PgId { seed: 1, ..pg };
+        for (id, pg, sequence) in [(1, pg, 4), (2, pg, 5), (3, other, 9)] {
+            world.positions.insert((DataServerId(id), pg), Position { version: 5, sequence });
+        }
+        world.step();
+        assert_eq!(world.map.pgs[&pg].primary, Some(DataServerId(2)));
     }
 
     #[test]

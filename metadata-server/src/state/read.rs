@@ -8,6 +8,7 @@ use super::record::{Counters, Dentry, Inode, LockTable};
 use protocol::map::Pool;
 use protocol::meta::{DirEntry, LockEntry, LockHolderInfo, MetaReply, POOL_XATTR, ReadOp, Space};
 use protocol::{Attr, EntryName, Errno, FileKind, InodeId, MapEpoch, SessionId, Timestamp};
+use zab::mutant;
 
 /// Most entries of one `Readdir`.
 const READDIR_MAX: usize = 1024;
@@ -25,6 +26,16 @@ pub enum ReadError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another session may have overwritten the file and not committed the times.
+    #[error("{holder} has deferred the times of {inode}")]
+    Deferred {
+        /// Who.
+        holder: SessionId,
+        /// Of which file.
+        inode: InodeId,
+        /// The answer without what was deferred.
+        committed: Box<MetaReply>,
+    },
 }
 
 type Result<T> = std::result::Result<T, ReadError>;
@@ -32,8 +43,11 @@ type Result<T> = std::result::Result<T, ReadError>;
 /// Answers `op` for `session`. `space` is what data servers last reported.
 pub fn read(state: &dyn View, session: SessionId, op: &ReadOp, space: Space) -> Result<MetaReply> {
     match op {
-        ReadOp::Lookup { parent, name } => lookup(state, *parent, name),
-        ReadOp::Getattr(id) => Ok(MetaReply::Attr(inode(state, *id)?.attr)),
+        ReadOp::Lookup { parent, name } => lookup(state, session, *parent, name),
+        ReadOp::Getattr(id) => {
+            let inode = inode(state, *id)?;
+            settled(&inode, session, MetaReply::Attr(inode.attr))
+        }
         ReadOp::View { inode, known } => view(state, *inode, *known),
         ReadOp::Readlink(id) => readlink(state, *id),
         ReadOp::Readdir { inode, cookie, limit } => readdir(state, *inode, *cookie, *limit),
@@ -51,7 +65,7 @@ pub fn read(state: &dyn View, session: SessionId, op: &ReadOp, space: Space) -> 
             let keys = state.scan(&prefix, &key::prefix_end(&prefix), usize::MAX)?;
             Ok(MetaReply::Names(keys.into_iter().map(|(k, _)| k[prefix.len()..].to_vec()).collect()))
         }
-        ReadOp::Statfs => {
+        ReadOp::Statfs | ReadOp::StatfsAt(_) => {
             let counters: Counters = load(state, &key::system("counters"))?.unwrap_or_default();
             Ok(MetaReply::Statfs(Space { inodes: counters.inodes, ..space }))
         }
@@ -106,13 +120,24 @@ fn attr(state: &dyn View, id: InodeId) -> Result<Attr> {
     Ok(inode(state, id)?.attr)
 }
 
-fn lookup(state: &dyn View, parent: InodeId, name: &EntryName) -> Result<MetaReply> {
+/// Its own session commits what it deferred before it asks.
+fn settled(inode: &Inode, session: SessionId, reply: MetaReply) -> Result<MetaReply> {
+    match inode.deferred_by {
+        Some(holder) if holder != session && !mutant!("deferred-times-stay-hidden") => {
+            Err(ReadError::Deferred { holder, inode: inode.attr.inode, committed: Box::new(reply) })
+        }
+        _ => Ok(reply),
+    }
+}
+
+fn lookup(state: &dyn View, session: SessionId, parent: InodeId, name: &EntryName) -> Result<MetaReply> {
     let directory = inode(state, parent)?;
     if !directory.is_directory() {
         return Err(Errno::ENOTDIR.into());
     }
     let dentry: Dentry = load(state, &key::dentry(parent, name))?.ok_or(Errno::ENOENT)?;
-    Ok(MetaReply::Entry(attr(state, dentry.inode)?))
+    let inode = inode(state, dentry.inode)?;
+    settled(&inode, session, MetaReply::Entry(inode.attr))
 }
 
 fn view(state: &dyn View, id: InodeId, known: u64) -> Result<MetaReply> {

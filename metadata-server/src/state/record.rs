@@ -47,6 +47,8 @@ pub struct Inode {
     pub acl_version: u64,
     /// The session that this znode lives as long as.
     pub ephemeral_owner: Option<SessionId>,
+    /// The session that has the hold and may have overwritten bytes without having committed the times.
+    pub deferred_by: Option<SessionId>,
 }
 
 impl Inode {
@@ -225,6 +227,7 @@ mod tests {
             children_version: 0,
             acl_version: 0,
             ephemeral_owner: None,
+            deferred_by: None,
         }
     }
 

@@ -35,8 +35,9 @@ pub(crate) struct Step {
 }
 
 /// Steps that change bytes and sizes, and what gets in between.
-pub(crate) const DATA_STEPS: [u8; 24] =
-    [0, 6, 19, 19, 20, 20, 22, 24, 24, 25, 26, 27, 28, 28, 29, 30, 32, 33, 33, 34, 35, 36, 37, 38];
+pub(crate) const DATA_STEPS: [u8; 27] = [
+    0, 6, 18, 19, 19, 20, 20, 22, 24, 24, 25, 26, 27, 28, 28, 29, 30, 32, 33, 33, 34, 35, 36, 37, 38, 39, 40,
+];
 
 /// Plays a list of steps and compares after each.
 pub(crate) fn play(steps: &[Step]) {
@@ -133,7 +134,7 @@ impl Player {
     fn step(&mut self, step: Step) {
         let [a, b, c, d, e, f] = step.with;
         let session = self.session(f);
-        match step.what % 40 {
+        match step.what % 42 {
             0..=5 => self.create(session, step.with),
             6 => drop(self.tmpfile(session, a)),
             7..=8 => {
@@ -198,6 +199,14 @@ impl Player {
                 0 => self.world.leader.checkpoint(),
                 _ => self.world.follower.checkpoint(),
             },
+            39 => {
+                let op = WriteOp::Defer(self.file(a));
+                drop(self.write(session, op));
+            }
+            40 => {
+                let op = WriteOp::Settle { inode: self.file(a), changed: b % 2 == 0, done: c % 2 == 0 };
+                drop(self.write(session, op));
+            }
             _ => self.world.restart_follower(),
         }
         let alive = |(session, inode): &(SessionId, InodeId)| {

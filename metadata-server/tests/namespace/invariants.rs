@@ -3,6 +3,8 @@
 use super::model::{Model, Node};
 use super::runs::Runs;
 use super::world::{Disk, rows};
+use metadata_server::fsck::check::cycles;
+use metadata_server::fsck::{Checker, Part, Suspicion};
 use metadata_server::state::key;
 use metadata_server::state::layers::View;
 use metadata_server::state::prep::{DEFAULT_POOL, conflict};
@@ -67,6 +69,20 @@ pub(crate) fn check(view: &dyn View) {
     check_pools(&tables);
     check_sessions(&tables);
     check_locks(&tables);
+    check_fsck(&tables);
+}
+
+/// What a check of the whole filesystem would say: nothing, whatever happens meanwhile. Objects are not in these tests.
+fn check_fsck(tables: &Tables) {
+    let mut checker = Checker::new(Part::ALL);
+    tables.rows.iter().for_each(|(row, value)| checker.row(row, value, value.len()));
+    let check = checker.finish();
+    for suspect in check.suspects {
+        let why: Vec<_> = suspect.why.iter().filter(|why| **why != Suspicion::Allocated).collect();
+        assert!(why.is_empty(), "fsck suspects inode {} of {why:?}", suspect.inode);
+    }
+    assert_eq!(check.system.compare(&check.counts), [], "fsck counts");
+    assert_eq!(cycles(check.directories), [], "fsck finds cycles");
 }
 
 /// Every pool but the default one knows how many files and directories name it.
@@ -177,6 +193,10 @@ fn check_sessions(tables: &Tables) {
         assert_eq!(tables.inodes[&inode].attr.kind, FileKind::File);
         owned.insert(key::owned_hold(session, inode));
     }
+    for (id, inode) in &tables.inodes {
+        let holder = tables.rows.get(&key::hold(*id)).map(|row| decode::<SessionId>(row));
+        assert!(inode.deferred_by.is_none_or(|owner| holder == Some(owner)), "{id}: only a holder defers");
+    }
     for (key, _) in tables.of(key::PIN) {
         let (inode, session) = (InodeId(number(key, 1)), SessionId(number(key, 9)));
         assert!(tables.inodes.contains_key(&inode));
@@ -243,6 +263,8 @@ pub(crate) fn compare(view: &dyn View, model: &Model) {
     let holds: BTreeMap<_, SessionId> =
         tables.of(key::HOLD).map(|(k, v)| (InodeId(number(k, 1)), decode(v))).collect();
     assert_eq!(holds, model.holds);
+    let deferred = tables.inodes.iter().filter_map(|(id, inode)| Some((*id, inode.deferred_by?)));
+    assert_eq!(deferred.collect::<BTreeMap<_, _>>(), model.deferred);
 }
 
 fn compare_inode(tables: &Tables, model: &Model, id: InodeId, node: &Node) {

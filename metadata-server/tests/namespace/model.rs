@@ -50,6 +50,8 @@ pub(crate) struct Model {
     pub(crate) sessions: BTreeSet<SessionId>,
     pub(crate) pins: BTreeSet<(InodeId, SessionId)>,
     pub(crate) holds: BTreeMap<InodeId, SessionId>,
+    /// Who may owe times of a file.
+    pub(crate) deferred: BTreeMap<InodeId, SessionId>,
     pub(crate) next_inode: u64,
     pub(crate) next_session: u64,
 }
@@ -187,6 +189,27 @@ impl Model {
                 }
                 Ok(Said::Done)
             }
+            WriteOp::Defer(inode) => {
+                self.file(*inode)?;
+                self.check_hold(session, *inode)?;
+                if !self.file(*inode)?.chunked {
+                    return Err(MetaError::Respill);
+                }
+                let said = self.hold(session, *inode, with)?;
+                self.deferred.insert(*inode, session);
+                Ok(said)
+            }
+            WriteOp::Settle { inode, changed, done } => {
+                if self.deferred.get(inode) == Some(&session) {
+                    if *changed {
+                        self.touch(*inode, with);
+                    }
+                    if *done {
+                        self.deferred.remove(inode);
+                    }
+                }
+                Ok(Said::Done)
+            }
             other => panic!("the model does not know {other:?}"),
         }
     }
@@ -310,6 +333,7 @@ impl Model {
         if !is_pinned && self.names(id).is_empty() && id != InodeId::ROOT {
             self.nodes.remove(&id);
             self.holds.remove(&id);
+            self.deferred.remove(&id);
         }
     }
 
@@ -388,6 +412,9 @@ impl Model {
 
     fn setattr(&mut self, session: SessionId, id: InodeId, change: &SetAttr, with: &Context) -> Outcome {
         self.node(id)?;
+        if self.deferred.get(&id).is_some_and(|other| *other != session) {
+            return Err(MetaError::Busy);
+        }
         if let Some(size) = change.size {
             self.resize(session, id, size, with)?;
         }
@@ -489,8 +516,16 @@ impl Model {
         Ok(Said::View(id))
     }
 
+    fn touch(&mut self, id: InodeId, with: &Context) {
+        let node = self.nodes.get_mut(&id).expect("the caller has it");
+        (node.mtime, node.ctime) = (with.time, with.time);
+    }
+
     fn drop_hold(&mut self, id: InodeId, dirty: bool, with: &Context) {
         self.holds.remove(&id);
+        if self.deferred.remove(&id).is_some() {
+            self.touch(id, with);
+        }
         if dirty && let Some(node) = self.nodes.get_mut(&id).filter(|node| node.chunked) {
             node.cuts.push((with.revision, node.size));
         }

@@ -5,7 +5,7 @@ use super::model::Said;
 use super::world::{World, rows};
 use metadata_server::state::key;
 use metadata_server::state::prep::{Prep, PrepError, Registration};
-use protocol::map::{FailureDomain, PgConfig, Pool};
+use protocol::map::{FailureDomain, Member, PgChange, PgConfig, Pool};
 use protocol::meta::{
     DataServerRegistration, MetaError, MetaReply, NewNode, POOL_XATTR, PoolChange, PoolSettings, ReadOp,
     SetAttr, WriteOp, XattrMode,
@@ -166,8 +166,9 @@ fn a_pool_is_made_once_and_with_settings_that_make_sense() {
 fn what_is_fixed_is_refused_and_what_is_unwise_is_said() {
     let mut cluster = Cluster::new(&["a", "b", "c"]);
     let one = |settings: PoolSettings| settings;
-    let grow = one(PoolSettings { pg_num: Some(64), ..PoolSettings::default() });
-    assert!(why(cluster.set("data", grow)).contains("not split"));
+    let groups = |pg_num| one(PoolSettings { pg_num: Some(pg_num), ..PoolSettings::default() });
+    assert!(why(cluster.set("data", groups(31))).contains("never merged"));
+    assert!(why(cluster.set("data", groups(4097))).contains("1 to 4096"));
     let chunk = one(PoolSettings { chunk_size: Some(1 << 20), ..PoolSettings::default() });
     assert!(why(cluster.set("data", chunk)).contains("fixed"));
     assert!(why(cluster.set("nothing", sizes(2, 1))).contains("no pool"));
@@ -298,4 +299,53 @@ fn a_lowered_inline_limit_leaves_what_is_there() {
     cluster.write(WriteOp::Setattr { inode: file, change }).expect("cut");
     cluster.write(write(100, 3996)).expect("up to the limit");
     assert_eq!(cluster.write(write(4000, 97)), Err(MetaError::Respill));
+}
+
+#[test]
+fn a_group_is_split_by_its_primary_one_step_at_a_time() {
+    let mut cluster = Cluster::new(&["a", "b", "c"]);
+    let settings = |pg_num| PoolSettings { pg_num: Some(pg_num), ..sizes(3, 2) };
+    cluster.create_with("few", settings(4)).expect("it is made");
+    let pg = |seed| PgId { pool: PoolId(2), seed };
+    let member = |id| Member {
+        server: DataServerId(id),
+        store: StoreUuid(u128::from(id)),
+        incarnation: 1,
+        uncertain: false,
+    };
+    for seed in 0..4 {
+        let (primary, in_sync) = (Some(DataServerId(1)), (1..4).map(member).collect());
+        let config = PgConfig { primary, in_sync, activated: true, pg_num: 4, ..PgConfig::default() };
+        let update = metadata_server::state::prep::PgUpdate { pg: pg(seed), based_on: 0, config };
+        cluster.decide(|prep| prep.update_groups(&[update])).expect("it begins");
+    }
+    cluster.set("few", settings(6)).expect("more are possible");
+    let config = |cluster: &Cluster, seed| cluster.world.leader.machine.map().pgs.get(&pg(seed)).cloned();
+    let split = |cluster: &mut Cluster, server, seed, pg_num, holders: &[u32]| {
+        let version = config(cluster, seed).expect("it exists").version;
+        let holders = holders.iter().map(|id| DataServerId(*id)).collect();
+        let change = PgChange::Split { pg_num, holders };
+        cluster.decide(|prep| prep.change_group(DataServerId(server), pg(seed), version, &change))
+    };
+    assert!(why(split(&mut cluster, 2, 0, 6, &[1, 2, 3])).contains("not the primary"));
+    for wrong in [0, 4, 9, u32::MAX] {
+        assert!(why(split(&mut cluster, 1, 0, wrong, &[1, 2, 3])).contains("cannot be split"), "{wrong}");
+    }
+    let known = config(&cluster, 0).expect("it exists");
+    assert_eq!((known.pg_num, config(&cluster, 4)), (4, None));
+
+    split(&mut cluster, 1, 0, 6, &[1, 2]).expect("a step");
+    let (parent, child) = (config(&cluster, 0).expect("as before"), config(&cluster, 4).expect("it begins"));
+    assert_eq!((parent.pg_num, parent.activated, parent.certain().count()), (6, true, 3));
+    assert_eq!((child.pg_num, child.activated, child.primary), (6, false, Some(DataServerId(1))));
+    let certain: Vec<u32> = child.certain().map(|member| member.server.0).collect();
+    assert_eq!((certain, child.in_sync.len()), (vec![1, 2], 3), "the third lacks it");
+    split(&mut cluster, 1, 3, 6, &[1, 2, 3]).expect("also where no group is split off");
+    assert_eq!(cluster.world.leader.machine.map().pgs.range(pg(0)..).count(), 5);
+
+    // A backup that is older than a split was restored: who has the child is not known.
+    split(&mut cluster, 1, 1, 8, &[]).expect("the pool had eight before");
+    assert_eq!(cluster.pool("few").1.pg_num, 8);
+    let child = config(&cluster, 5).expect("it begins");
+    assert_eq!((child.primary, child.certain().count(), child.in_sync.len()), (None, 0, 3));
 }

@@ -243,6 +243,7 @@ impl World {
         match read(&self.leader.machine.committed(), session, op, Space::default()) {
             Ok(reply) => Ok(reply),
             Err(ReadError::Errno(errno)) => Err(MetaError::Errno(errno)),
+            Err(ReadError::Deferred { .. }) => Err(MetaError::Busy),
             Err(ReadError::Store(error)) => panic!("memory does not read: {error}"),
         }
     }
@@ -406,7 +407,7 @@ impl World {
 /// The inode whose truncations the outcome depends on.
 fn subject(op: &WriteOp) -> Option<InodeId> {
     match op {
-        WriteOp::Setattr { inode, .. } | WriteOp::Hold(inode) => Some(*inode),
+        WriteOp::Setattr { inode, .. } | WriteOp::Hold(inode) | WriteOp::Defer(inode) => Some(*inode),
         _ => None,
     }
 }

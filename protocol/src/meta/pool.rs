@@ -64,7 +64,7 @@ pub struct PoolStatus {
     pub size: u32,
     /// Least in-sync replicas with which a group serves writes.
     pub min_size: u32,
-    /// Number of placement groups.
+    /// Number of placement groups, those included that do not exist before others are split.
     pub pg_num: u32,
     /// What two replicas must not share.
     pub failure_domain: FailureDomain,
@@ -80,6 +80,16 @@ pub struct PoolStatus {
     pub objects: u64,
     /// Their bytes, replicas counted once.
     pub bytes: u64,
+    /// Bytes that can still be written to files in it until the first data server is full; `None` while no server that
+    /// holds any of it has reported.
+    pub available: Option<u64>,
     /// Files and directories that name it; `None` for the default pool, which has all that name no other.
     pub inodes: Option<u64>,
+}
+
+impl PoolStatus {
+    /// Groups that will exist once others are split.
+    pub fn groups_to_come(&self) -> u32 {
+        self.pg_num.saturating_sub(self.groups.iter().map(|(_, count)| count).sum())
+    }
 }

@@ -18,6 +18,40 @@ pub struct MetadataServerStatus {
     pub zxid: (u64, u64),
 }
 
+/// When data servers count as full, in ten-thousandths of their capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullRatios {
+    /// From here on the status warns.
+    pub nearfull: u32,
+    /// From here on writes that need space are refused.
+    pub full: u32,
+}
+
+impl Default for FullRatios {
+    fn default() -> Self {
+        Self { nearfull: 8500, full: 9500 }
+    }
+}
+
+impl FullRatios {
+    /// All of it.
+    pub const ONE: u32 = 10_000;
+
+    /// Bytes of `capacity` from which a server is full.
+    pub fn full_at(self, capacity: u64) -> u64 {
+        part(capacity, self.full)
+    }
+
+    /// Bytes of `capacity` from which a server is nearly full.
+    pub fn nearfull_at(self, capacity: u64) -> u64 {
+        part(capacity, self.nearfull)
+    }
+}
+
+fn part(of: u64, ten_thousandths: u32) -> u64 {
+    (u128::from(of) * u128::from(ten_thousandths) / u128::from(FullRatios::ONE)) as u64
+}
+
 /// State of one data server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataServerStatus {
@@ -93,6 +127,10 @@ pub struct ClusterStatus {
     pub pools: Vec<PoolStatus>,
     /// What the answering server refused.
     pub refusals: Refusals,
+    /// When data servers count as full.
+    pub full_ratios: FullRatios,
+    /// What an administrator should do something about, in sentences.
+    pub warnings: Vec<String>,
 }
 
 /// What a metadata server refused since it started. The first of each peer is in its log with the reason.

@@ -9,6 +9,7 @@ use tokio::task::AbortHandle;
 
 use super::connection::{Connection, welcome};
 use super::refusals::Refusals;
+use super::socket::QuietRuntime;
 use super::verify::{Verifier, sentence};
 use super::{ALPN, TransportConfig, TransportError, close_code, link};
 use crate::identity::{Identity, PROVIDER, PeerIdentity, Role, Roles};
@@ -96,7 +97,7 @@ impl Endpoint {
             tokens::endpoint_config(&identity)?,
             server_config,
             socket,
-            Arc::new(quinn::TokioRuntime),
+            Arc::new(QuietRuntime),
         )
         .map_err(failed)?;
         let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);

@@ -26,6 +26,7 @@ mod probe;
 mod refusals;
 pub mod rpc;
 mod settings;
+mod socket;
 mod verify;
 
 use std::net::SocketAddr;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{IdleTimeout, MtuDiscoveryConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, VarInt};
 
 use super::TransportError;
 use crate::identity::Roles;
@@ -16,6 +16,12 @@ const MTU_MIN: u16 = 1200;
 
 /// IPv6 and UDP headers, the larger of the two families.
 const HEADERS_BYTES: u16 = 48;
+
+/// Packets that may wait for their acknowledgement to ride on a message; the next one is acknowledged at once.
+const ACKNOWLEDGED_AT_ONCE: u32 = 8;
+
+/// How long they may wait.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(2);
 
 /// How an endpoint behaves. The defaults suit servers and clients alike.
 #[derive(Clone, Debug)]
@@ -106,6 +112,12 @@ impl TransportConfig {
         let mut cubic = quinn::congestion::CubicConfig::default();
         // A few jumbo datagrams: the default of 14 KiB holds not even one.
         cubic.initial_window(256 << 10);
+        // An acknowledgement rides on the next message instead of waking the peer for itself, and still comes often
+        // enough and soon enough for a window of few large datagrams.
+        let mut acknowledgements = AckFrequencyConfig::default();
+        acknowledgements
+            .ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGED_AT_ONCE))
+            .max_ack_delay(Some(ACKNOWLEDGED_WITHIN));
         let idle = IdleTimeout::try_from(self.idle_timeout)
             .map_err(|_| TransportError::Config("idle_timeout is too long for QUIC".to_owned()))?;
         let window = u64::from(self.stream_window_bytes);
@@ -120,6 +132,7 @@ impl TransportConfig {
             .mtu_discovery_config(Some(discovery))
             .enable_segmentation_offload(upper <= SEGMENTATION_MTU_MAX)
             .congestion_controller_factory(Arc::new(cubic))
+            .ack_frequency_config(Some(acknowledgements))
             .stream_receive_window(VarInt::from_u32(self.stream_window_bytes))
             .receive_window(connection_window)
             .send_window(u64::from(self.send_window_bytes))

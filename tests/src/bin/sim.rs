@@ -130,9 +130,10 @@ fn summary(total: &Counts, decided: Decided, simulated_ms: u64, worlds: u64, too
         total.changes
     );
     println!(
-        "{} answers, {} locks granted, {} sessions ended, {} trims; histories: {} linearizable, {} undecided, {} calls",
+        "{} answers, {} locks granted, {} times deferred, {} sessions ended, {} trims; histories: {} linearizable, {} undecided, {} calls",
         total.answers,
         total.grants,
+        total.deferred,
         total.ended,
         total.trims,
         decided.linearizable,

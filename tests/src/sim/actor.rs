@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, Push};
+use protocol::meta::{MetaError, MetaReply, MetaRequest, MetaResponse, Push, WriteOp};
 use protocol::{InodeId, SessionId};
 use zab::PeerId;
 
@@ -10,6 +10,7 @@ use super::data_server::DataServer;
 use super::oracle::Oracle;
 use super::program::{Ask, Locks, Outcome, Private, Registers, Scene};
 use super::reader::Reader;
+use super::times::Times;
 use crate::simulation::rng::Rng;
 
 /// What an actor wants done.
@@ -151,8 +152,9 @@ impl Link {
     }
 }
 
-/// Programs of a client, and where their calls are.
-const PROGRAMS: usize = 3;
+/// Programs of a client, and where their calls are. The last one only settles times, whatever the others wait for.
+const PROGRAMS: usize = 5;
+const SETTLER: usize = 4;
 
 struct Work {
     ask: Ask,
@@ -182,6 +184,9 @@ pub(crate) struct Client {
     registers: Registers,
     locks: Locks,
     private: Private,
+    times: Times,
+    /// Until then the session has surely not ended, by this client's clock and with its margin.
+    valid_until: u64,
     work: [Option<Work>; PROGRAMS],
     next_at: [u64; PROGRAMS],
     think_ms: u64,
@@ -205,7 +210,9 @@ impl Client {
             registers: Registers::default(),
             locks: Locks::default(),
             private: Private::default(),
-            work: [None, None, None],
+            times: Times::default(),
+            valid_until: 0,
+            work: [const { None }; PROGRAMS],
             next_at: [0; PROGRAMS],
             think_ms,
             completed: 0,
@@ -230,9 +237,9 @@ impl Client {
         Some((self.private.nameless()?, self.session?))
     }
 
-    /// The file whose size is its alone.
-    pub(crate) fn held(&self) -> Option<InodeId> {
-        self.private.held()
+    /// The files whose sizes are its alone.
+    pub(crate) fn held(&self) -> impl Iterator<Item = InodeId> {
+        self.private.held().into_iter().chain(self.times.held())
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -246,10 +253,15 @@ impl Client {
         )
     }
 
-    fn scene<'a>(id: u32, session: Option<SessionId>, stage: &'a mut Stage<'_>) -> Scene<'a> {
+    fn scene<'a>(
+        id: u32,
+        (session, valid_until): (Option<SessionId>, u64),
+        stage: &'a mut Stage<'_>,
+    ) -> Scene<'a> {
         Scene {
             client: id,
             session: session.unwrap_or_default(),
+            valid_until,
             time: stage.time,
             rng: stage.rng,
             oracle: stage.oracle,
@@ -270,6 +282,8 @@ impl Client {
                 at = match work {
                     Some(work) if work.call.is_none() => at.min(work.send_at),
                     Some(_) => at,
+                    None if index == SETTLER && self.times.has_settlement() => 0,
+                    None if index == SETTLER => at,
                     None if index == 1 => at.min(self.locks.wakes_at().unwrap_or(self.next_at[1])),
                     None => at.min(self.next_at[index]),
                 };
@@ -330,11 +344,13 @@ impl Client {
                 continue;
             }
             let is_due = self.next_at[index] <= stage.time;
-            let mut scene = Self::scene(self.id, self.session, stage);
+            let mut scene = Self::scene(self.id, (self.session, self.valid_until), stage);
             let ask = match index {
                 0 if is_due => self.registers.next(&mut scene),
                 1 if is_due || self.locks.wakes_at().is_some() => self.locks.next(&mut scene),
                 2 if is_due => self.private.next(&mut scene),
+                3 if is_due => self.times.next(&mut scene),
+                SETTLER => self.times.next_settlement(),
                 _ => None,
             };
             match ask {
@@ -424,6 +440,7 @@ impl Client {
                 self.is_attached = true;
                 let until = sent_at + u64::from(timeout_ms) * 1000 / self.rate;
                 stage.oracle.confirmed(session, until)?;
+                self.valid_until = sent_at + u64::from(timeout_ms) * 900 / self.rate;
                 self.heartbeat_at = stage.time + u64::from(timeout_ms) / 3;
                 self.tick(stage)
             }
@@ -441,7 +458,10 @@ impl Client {
         response: MetaResponse,
         stage: &mut Stage<'_>,
     ) -> Result<(), String> {
-        if matches!(response, Err(MetaError::Overloaded | MetaError::Busy)) {
+        let is_try = matches!(&self.work[index], Some(Work { ask: Ask::Write(WriteOp::Defer(_)), .. }));
+        if matches!(response, Err(MetaError::Overloaded))
+            || (matches!(response, Err(MetaError::Busy)) && !is_try)
+        {
             let again = stage.time + stage.rng.between(5, 100);
             if let Some(work) = &mut self.work[index] {
                 (work.call, work.send_at) = (None, again);
@@ -457,13 +477,18 @@ impl Client {
         self.work[index] = None;
         self.next_at[index] = stage.time + pause;
         self.completed += u64::from(!matches!(outcome, Outcome::Unknown));
-        let mut scene = Self::scene(self.id, self.session, stage);
+        let mut scene = Self::scene(self.id, (self.session, self.valid_until), stage);
         let result = match index {
             0 => self.registers.done(&mut scene, outcome).map(|again| {
                 let send_at = scene.time;
                 self.work[0] = again.map(|ask| Work { ask, sequence: None, call: None, send_at });
             }),
             1 => self.locks.done(&mut scene, outcome),
+            3 => self.times.done(&mut scene, outcome).map(|next| {
+                let send_at = scene.time;
+                self.work[3] = next.map(|ask| Work { ask, sequence: None, call: None, send_at });
+            }),
+            SETTLER => self.times.settlement_done(outcome),
             _ => self.private.done(outcome),
         };
         result.map_err(|what| format!("client {}: {what}", self.id))
@@ -479,8 +504,10 @@ impl Client {
                 self.finish(index, &Outcome::Unknown, stage)?;
             }
         }
-        self.work = [None, None, None];
+        self.work = [const { None }; PROGRAMS];
+        self.valid_until = 0;
         self.private.session_ended();
+        self.times.session_ended();
         self.locks.session_ended(self.id, self.session.unwrap_or_default(), stage.oracle);
         (self.session, self.nonce, self.is_attached, self.session_call) = (None, 0, false, None);
         (self.next_sequence, self.told_low_water) = (1, 0);
@@ -503,7 +530,13 @@ impl Client {
     }
 
     pub(crate) fn pushed(&mut self, push: &Push, stage: &mut Stage<'_>) -> Result<(), String> {
-        let mut scene = Self::scene(self.id, self.session, stage);
-        self.locks.pushed(&mut scene, push)
+        match push {
+            Push::Settle(inode) => self.times.asked(*inode),
+            Push::RecallHold(inode) => self.times.recalled(*inode),
+            _ => {}
+        }
+        let mut scene = Self::scene(self.id, (self.session, self.valid_until), stage);
+        self.locks.pushed(&mut scene, push)?;
+        self.tick(stage)
     }
 }

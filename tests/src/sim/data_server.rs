@@ -152,7 +152,7 @@ impl DataServer {
             Err(MetaError::NotAttached | MetaError::SessionExpired | MetaError::Overloaded) => {
                 self.link.drop_connection(stage);
             }
-            Ok(MetaReply::DataSession { session, timeout_ms, map_epoch }) => {
+            Ok(MetaReply::DataSession { session, timeout_ms, map_epoch, .. }) => {
                 let Some((_, sent_at)) = self.session_call.take() else { return Ok(()) };
                 let is_new = self.session != Some(session);
                 (self.session, self.owned) = (Some(session), Some(session));

@@ -581,7 +581,7 @@ impl World {
             })
         };
         let pins: BTreeSet<Key> = clients().filter_map(|c| c.pinned()).map(|(i, s)| key::pin(i, s)).collect();
-        let holds: BTreeSet<Key> = clients().filter_map(|c| c.held()).map(key::hold).collect();
+        let holds: BTreeSet<Key> = clients().flat_map(|c| c.held()).map(key::hold).collect();
         let mut nameless = BTreeSet::new();
         for (row, value) in rows(key::INODE)? {
             let inode: Inode = postcard::from_bytes(&value).map_err(|e| e.to_string())?;

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `world`, `drive` | the event loop; a server's driver |
 //! | `server`, `disk`, `network` | what runs, where it writes, how it talks |
-//! | `actor`, `program`, `data_server`, `reader` | clients, what they do, data servers, who reads from followers |
+//! | `actor`, `program`, `times`, `data_server`, `reader` | clients, what they do, data servers, who reads from followers |
 //! | `admin` | changes of who the servers are |
 //! | `faults` | kinds of worlds, what goes wrong, healing and the demand for liveness |
 //! | `oracle`, `linear` | what clients were told, judged |
@@ -27,6 +27,7 @@ mod oracle;
 mod program;
 mod reader;
 mod server;
+mod times;
 mod trace;
 mod world;
 
@@ -66,6 +67,8 @@ pub struct Counts {
     pub grants: u64,
     /// Sessions ended.
     pub ended: u64,
+    /// Overwrites whose times were deferred.
+    pub deferred: u64,
     /// Messages by the receiver's phase.
     pub coverage: Coverage,
 }
@@ -87,6 +90,7 @@ impl Counts {
             &mut self.answers,
             &mut self.grants,
             &mut self.ended,
+            &mut self.deferred,
         ];
         let theirs = [
             other.steps,
@@ -102,6 +106,7 @@ impl Counts {
             other.answers,
             other.grants,
             other.ended,
+            other.deferred,
         ];
         mine.into_iter().zip(theirs).for_each(|(mine, theirs)| *mine += theirs);
         self.coverage.add(&other.coverage);
@@ -156,6 +161,7 @@ pub fn run(seed: u64, simulated_ms: u64, mode: TraceMode) -> Result<Report, Box<
     world.counts.answers = world.oracle.answers;
     world.counts.grants = world.oracle.grants;
     world.counts.ended = world.oracle.expired;
+    world.counts.deferred = world.oracle.deferred;
     match result {
         Ok(()) => Ok(Report {
             digest: world.digest,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::SessionId;
+use protocol::{InodeId, SessionId, Timestamp};
 
 use super::linear::{self, Call, Lock, LockOp, Register, RegisterOp, Verdict};
 
@@ -15,6 +15,15 @@ const STEPS_MAX: usize = 2_000_000;
 struct Belief {
     client: u32,
     session: SessionId,
+}
+
+/// What is known about the times of a file.
+#[derive(Debug, Default)]
+struct Times {
+    /// The newest mtime of each look that was newer than those before.
+    seen: Vec<Timestamp>,
+    /// When overwrites had returned, and how many of `seen` their mtimes must be newer than; both rising.
+    overwritten: Vec<(u64, u64)>,
 }
 
 /// How many histories were decided.
@@ -47,7 +56,9 @@ pub(crate) struct Oracle {
     answers_at: BTreeMap<(u64, u64), String>,
     /// The largest revision told to anybody by a time.
     revisions: Vec<(u64, u64)>,
+    times: BTreeMap<InodeId, Times>,
     pub(crate) decided: Decided,
+    pub(crate) deferred: u64,
     pub(crate) answers: u64,
     pub(crate) grants: u64,
     pub(crate) expired: u64,
@@ -73,6 +84,40 @@ impl Oracle {
 
     pub(crate) fn lock_call(&mut self, lock: u32, op: LockOp, invoked: u64, returned: Option<u64>) {
         self.locks.entry(lock).or_default().push(Call { op, invoked, returned });
+    }
+
+    // ---- times --------------------------------------------------------------------------------------------------
+
+    /// How many mtimes of a file were seen so far: what is overwritten from now on shows as a newer one.
+    pub(crate) fn times_seen(&self, inode: InodeId) -> u64 {
+        self.times.get(&inode).map_or(0, |times| times.seen.len() as u64)
+    }
+
+    /// An overwrite returned that began when so many mtimes had been seen.
+    pub(crate) fn overwritten(&mut self, inode: InodeId, seen: u64, now: u64) {
+        let times = self.times.entry(inode).or_default();
+        if times.overwritten.last().is_none_or(|(_, before)| *before < seen) {
+            times.overwritten.push((now, seen));
+        }
+    }
+
+    /// Somebody who asked at `invoked` was told this mtime.
+    pub(crate) fn looked(&mut self, inode: InodeId, mtime: Timestamp, invoked: u64) -> Result<(), String> {
+        let times = self.times.entry(inode).or_default();
+        let before = times.overwritten.partition_point(|(returned, _)| *returned < invoked);
+        let seen = before.checked_sub(1).map_or(0, |last| times.overwritten[last].1 as usize);
+        if let Some(old) = seen.checked_sub(1).map(|last| times.seen[last])
+            && mtime <= old
+        {
+            return Err(format!(
+                "{inode} was overwritten before {invoked}, and who asked then was told the mtime {mtime:?}, although \
+                 {old:?} had been told before the overwrite began"
+            ));
+        }
+        if times.seen.last().is_none_or(|newest| *newest < mtime) {
+            times.seen.push(mtime);
+        }
+        Ok(())
     }
 
     // ---- reads from any server ----------------------------------------------------------------------------------

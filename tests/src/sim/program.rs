@@ -1,4 +1,4 @@
-//! What a client does: three programs, each with one call under way at a time.
+//! What a client does: four programs (`times` is the fourth), each with one call under way at a time.
 
 use std::collections::BTreeMap;
 
@@ -40,6 +40,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) oracle: &'a mut Oracle,
     /// New work is wanted.
     pub(crate) is_busy_time: bool,
+    /// Until then the session has surely not ended.
+    pub(crate) valid_until: u64,
 }
 
 /// Registers that all clients share, and locks.
@@ -54,7 +56,7 @@ fn name(text: &str) -> EntryName {
     EntryName::new(text.as_bytes()).expect("a short plain name")
 }
 
-fn node(kind: FileKind) -> NewNode {
+pub(super) fn node(kind: FileKind) -> NewNode {
     NewNode { kind, mode: 0o700, uid: 1, gid: 1, rdev: 0, target: Vec::new() }
 }
 

@@ -64,6 +64,7 @@ impl Primary {
         self.answer_written(g);
         self.answer_reads(g);
         self.answer_syncs(g);
+        self.pump_split(g, cx);
         self.drain_queue(g, cx);
     }
 

@@ -89,6 +89,10 @@ fn step(g: &mut Group, cx: &mut Context<'_>, peer: &mut Peer) -> Result<Step, St
             Some(Unit::Object(object)) => {
                 fill.current = Some(CurrentObject { object, offset: 0, advances_cursor: false });
             }
+            Some(Unit::Group) => {
+                fill.cursor = Cursor::Start;
+                return Ok(Step::Sent(0));
+            }
             Some(Unit::Inode(inode)) => return send_inode(g, cx, peer, inode),
             None => match next_behind_cursor(g, cx, fill.cursor)? {
                 Some(object) => {

@@ -20,6 +20,7 @@ mod order;
 mod peer;
 mod repair;
 mod scrub;
+mod split;
 mod takeover;
 mod verdict;
 
@@ -38,6 +39,7 @@ use commit::{HeldRead, HeldSync, Pending};
 use peer::{Peer, PeerRole, Stage};
 use repair::Repair;
 use scrub::Scrub;
+use split::Split;
 
 /// How soon a proposal that had no effect is made again, in milliseconds.
 const PROPOSE_AGAIN_MS: u64 = 1000;
@@ -80,6 +82,7 @@ pub(super) struct Primary {
     /// Bytes that may still be pushed.
     credit: i64,
     scrub: Scrub,
+    split: Split,
 }
 
 impl Primary {
@@ -102,6 +105,7 @@ impl Primary {
             proposal: None,
             credit: 0,
             scrub: Scrub::default(),
+            split: Split::default(),
         };
         g.stats.recount();
         primary.adopt_members(g, cx);
@@ -215,11 +219,11 @@ impl Primary {
                 }
                 self.continue_takeover(g, cx);
             }
-            PeerMessage::Status { common, head, stray, fill, written, durable, full, .. } => {
+            PeerMessage::Status { common, head, stray, fill, written, durable, full, split_at, .. } => {
                 peer.full = full;
                 peer.written = written;
                 peer.durable = durable;
-                let status = peer::PeerStatus { common, head, stray, fill };
+                let status = peer::PeerStatus { common, head, stray, fill, split_at };
                 self.handle_status(g, cx, from, status);
             }
             PeerMessage::Tail { after, entries, .. } => {
@@ -420,6 +424,10 @@ impl Primary {
         if self.phase != Phase::Active {
             return None;
         }
+        if g.is_undivided() {
+            // Who is made certain now would not have the child.
+            return self.wanted_split(g);
+        }
         let caught_up = self.peers.values().find(|peer| {
             peer.is_whole()
                 && peer
@@ -447,7 +455,7 @@ impl Primary {
     /// Members that hold everything: from now on nothing is acknowledged without them, and they make durable
     /// what they have. Both must be true before they are proposed for the in-sync set (DESIGN 7, rule 3).
     fn prepare_promotions(&mut self, g: &mut Group) {
-        if self.phase != Phase::Active {
+        if self.phase != Phase::Active || g.is_undivided() {
             return;
         }
         let head = g.copy.head().sequence;

@@ -83,6 +83,12 @@ impl Primary {
         if !self.serves(g, cx) {
             return Err(self.why_not_serving(g, cx).into());
         }
+        if self.waits_for_split(g, &request.body) {
+            return Err(Verdict::Wait);
+        }
+        if names_other_extent(g, &request.body) {
+            return Err(DataError::NotPrimary { version: g.version() }.into());
+        }
         if touched(&request.body).is_some_and(|unit| self.is_pulling(unit)) {
             return Err(Verdict::Wait);
         }
@@ -107,8 +113,9 @@ impl Primary {
                 self.begin_sync(g, token);
                 Ok(())
             }
-            DataRequest::Scrub { .. } => {
-                Err(DataError::Malformed("a scrub is no operation on objects".to_owned()).into())
+            DataRequest::Scrub { .. } | DataRequest::List { .. } => {
+                Err(DataError::Malformed("neither a scrub nor a list is an operation on objects".to_owned())
+                    .into())
             }
             DataRequest::TrimInode { inode, chunk_size, truncations, floor, .. } => {
                 self.trim(g, cx, token, *inode, *chunk_size, truncations, *floor)
@@ -200,12 +207,10 @@ impl Primary {
                 return Ok(());
             }
         }
-        self.check_writable(
-            g,
-            bytes.is_some() && (cx.store.is_full() || self.peers.values().any(|p| p.full)),
-        )?;
         let object = group_object(context);
         let info = g.copy.info(cx, object).map_err(|error| trouble(g, object, (offset, length), error))?;
+        let grows = bytes.is_some() && needs_space(info, offset + length);
+        self.check_writable(g, grows && (cx.store.is_full() || self.peers.values().any(|p| p.full)))?;
         let newest = check_fresh(g, &context.truncations, object, info)?;
         let cut = info.filter(|info| info.truncate_seq < newest).map(|info| {
             let cut =
@@ -268,7 +273,7 @@ impl Primary {
         let unit = entry.op.unit();
         let span = match &entry.op {
             LogOp::Write { offset, length, .. } | LogOp::Zero { offset, length, .. } => (*offset, *length),
-            LogOp::Trim { .. } => (0, 0),
+            LogOp::Trim { .. } | LogOp::Split { .. } => (0, 0),
         };
         let entries = vec![(entry.clone(), Some(data.clone()))];
         // What is acknowledged elsewhere may use the reserve; this is not yet.
@@ -284,6 +289,7 @@ impl Primary {
                     }
                     (_, Unit::Object(object)) => object,
                     (_, Unit::Inode(inode)) => GroupObject { inode, chunk: 0 },
+                    (_, Unit::Group) => GroupObject { inode: InodeId(0), chunk: 0 },
                 };
                 return Err(trouble(g, object, span, error));
             }
@@ -292,7 +298,7 @@ impl Primary {
         g.copy.settle_allocated(entry.allocated);
         let reply = match unit {
             Unit::Object(_) => DataReply::Written { allocated: entry.allocated },
-            Unit::Inode(_) => DataReply::Trimmed { allocated: entry.allocated },
+            Unit::Inode(_) | Unit::Group => DataReply::Trimmed { allocated: entry.allocated },
         };
         let bytes = data.bytes.len();
         self.pending.push_back(Pending { sequence, unit, bytes, reply, tokens: vec![token] });
@@ -302,12 +308,12 @@ impl Primary {
         Ok(allocated)
     }
 
-    fn send_to_members(&mut self, g: &mut Group, entry: &LogEntry, data: &OpBytes) {
+    pub(super) fn send_to_members(&mut self, g: &mut Group, entry: &LogEntry, data: &OpBytes) {
         for peer in self.peers.values_mut().filter(|peer| peer.stage == Stage::Streaming) {
             let apply = match (&peer.fill, entry.op.unit()) {
                 (Some(fill), Unit::Object(object)) => fill.covers(object),
                 // A trim only removes; what it finds it may cut, and the rest is copied later anyway.
-                (Some(_), Unit::Inode(_)) | (None, _) => true,
+                (Some(_), Unit::Inode(_) | Unit::Group) | (None, _) => true,
             };
             let OpBytes { bytes: payload, crc } = if apply { data.clone() } else { OpBytes::default() };
             peer.stream(g, StreamBody::Append { entry: entry.clone(), apply, crc }, payload);
@@ -352,6 +358,15 @@ impl Primary {
         }
         Ok(())
     }
+}
+
+/// Whether a write up to `end` may need space: not in an object without holes that has all of it already.
+fn needs_space(info: Option<ObjectInfo>, end: u32) -> bool {
+    let block = crate::store::BLOCK_BYTES as u64;
+    info.is_none_or(|info| {
+        let whole = info.size.next_multiple_of(block);
+        info.allocated_bytes < whole || u64::from(end) > whole
+    })
 }
 
 /// Refuses operations that know less than the object or its inode: their bytes belong to a file that was cut
@@ -406,10 +421,41 @@ fn touched(body: &DataRequest) -> Option<Unit> {
         | DataRequest::Write { context, .. }
         | DataRequest::Zero { context, .. } => Some(Unit::Object(group_object(context))),
         DataRequest::TrimInode { inode, .. } => Some(Unit::Inode(*inode)),
-        DataRequest::Sync { .. } | DataRequest::Scrub { .. } => None,
+        DataRequest::Sync { .. } | DataRequest::Scrub { .. } | DataRequest::List { .. } => None,
+    }
+}
+
+/// The sender found the group under another number of groups: it would look for what it does here in the wrong groups
+/// later, and has to fetch the map.
+fn names_other_extent(g: &Group, body: &DataRequest) -> bool {
+    let mine = g.config().pg_num;
+    match body {
+        DataRequest::Read { context, .. }
+        | DataRequest::Write { context, .. }
+        | DataRequest::Zero { context, .. } => context.pg_num != mine || context.object.pg(mine) != g.copy.pg,
+        DataRequest::TrimInode { pg_num, .. } => *pg_num != mine,
+        DataRequest::List { pg_num, .. } => *pg_num != mine,
+        DataRequest::Sync { pgs } => pgs.iter().any(|extent| extent.pg_num != mine),
+        DataRequest::Scrub { .. } => false,
     }
 }
 
 fn group_object(context: &ObjectContext) -> GroupObject {
     GroupObject { inode: context.object.inode, chunk: context.object.chunk }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_writes_into_what_is_there_need_no_space() {
+        let info =
+            |size, allocated_bytes| Some(ObjectInfo { size, allocated_bytes, ..ObjectInfo::default() });
+        assert!(needs_space(None, 10));
+        assert!(!needs_space(info(5000, 8192), 5000));
+        assert!(!needs_space(info(5000, 8192), 8192), "the last block has room");
+        assert!(needs_space(info(5000, 8192), 8193));
+        assert!(needs_space(info(5000, 4096), 10), "it has a hole");
+    }
 }

@@ -41,6 +41,7 @@ pub(super) struct PeerStatus {
     pub(super) head: Position,
     pub(super) stray: Vec<Unit>,
     pub(super) fill: Option<Fill>,
+    pub(super) split_at: Position,
 }
 
 impl PeerStatus {
@@ -121,6 +122,8 @@ pub(super) struct Peer {
     /// everything up to here must be durable for that.
     pub(super) counting: Option<u64>,
     pub(super) full: bool,
+    /// The last split that it executed itself, as far as this primary knows or has told it to.
+    pub(super) split_at: Position,
     /// It cannot read the end of its own log.
     pub(super) unreadable: bool,
     /// Index of the last message that changed what `written` and `durable` mean; older acknowledgements say nothing.
@@ -151,6 +154,7 @@ impl Peer {
             fill: None,
             counting: None,
             full: false,
+            split_at: Position::default(),
             unreadable: false,
             barrier: 0,
             link_since: Tick(0),
@@ -178,6 +182,7 @@ impl Peer {
         self.in_flight_bytes = 0;
         self.quiet_since = None;
         self.status = None;
+        self.split_at = Position::default();
         self.sync_sent = 0;
         self.fill = None;
         let log = &group.copy.log;

@@ -109,6 +109,12 @@ impl Primary {
         }
     }
 
+    /// What is being compared or replaced has to end before objects move; a range is begun again afterwards.
+    pub(super) fn pause_scrub(&mut self) -> bool {
+        self.scrub.range = None;
+        self.scrub.replacing.is_none() && self.scrub.pull.is_none()
+    }
+
     pub(in crate::pg) fn is_scrubbing(&self, g: &Group) -> bool {
         self.phase == Phase::Active && g.copy.scrub.run.is_some()
     }

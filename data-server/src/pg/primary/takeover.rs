@@ -1,7 +1,7 @@
 //! A new primary: finds the longest log, brings every certain member to its end, activates.
 
 use bytes::Bytes;
-use protocol::replication::{Fill, LogEntry, Position, StreamBody, Unit};
+use protocol::replication::{Fill, LogEntry, LogOp, Position, StreamBody, Unit};
 use protocol::{DataServerId, mutant};
 use std::collections::BTreeSet;
 
@@ -26,6 +26,7 @@ impl Primary {
             return;
         }
         peer.status = Some(status);
+        peer.split_at = peer.status.as_ref().map_or(Position::default(), |status| status.split_at);
         peer.stage = Stage::Parked;
         match self.phase {
             Phase::TakingOver => return self.continue_takeover(g, cx),
@@ -63,6 +64,14 @@ impl Primary {
         if g.copy.fill.is_some() && !mutant!("incomplete-copy-leads") {
             tracing::error!(
                 "placement group {}: this copy is incomplete and cannot lead; another member has to",
+                g.copy.pg
+            );
+            self.phase = Phase::Broken;
+            return;
+        }
+        if g.copy.pg_num < g.config().pg_num {
+            tracing::error!(
+                "placement group {}: this copy was never split and cannot lead; another member has to",
                 g.copy.pg
             );
             self.phase = Phase::Broken;
@@ -217,10 +226,15 @@ fn bring_up(g: &mut Group, cx: &mut Context<'_>, peer: &mut Peer) -> BroughtUp {
         peer.stage = Stage::Streaming;
         return BroughtUp::OnItsWay;
     }
+    if log.contains(status.head) && bring_to_split(g, cx, peer, &status) {
+        return BroughtUp::OnItsWay;
+    }
+    let log = &g.copy.log;
     let missing = log.after(status.head.sequence);
+    let splits = missing.clone().any(|entry| matches!(entry.op, LogOp::Split { .. }));
     let (count, bytes) = missing.fold((0, 0), |(n, bytes), entry| (n + 1, bytes + entry.op.payload_len()));
     let fits = count == 1 || (count <= g.settings.window_ops && bytes <= g.settings.window_bytes);
-    if !prefix || !fits {
+    if !prefix || !fits || splits {
         start_fill(g, peer, status);
         return BroughtUp::OnItsWay;
     }
@@ -237,10 +251,35 @@ fn bring_up(g: &mut Group, cx: &mut Context<'_>, peer: &mut Peer) -> BroughtUp {
     }
 }
 
+/// A member that lacks nothing but a split that is not divided yet executes it itself, so that it has the child too; also
+/// one whose copy is incomplete, which is filled afterwards. True if that is so.
+fn bring_to_split(g: &mut Group, cx: &Context<'_>, peer: &mut Peer, status: &PeerStatus) -> bool {
+    let missing: Vec<LogEntry> = g.copy.log.after(status.head.sequence).take(2).cloned().collect();
+    let [entry] = &missing[..] else { return false };
+    if !matches!(entry.op, LogOp::Split { .. }) || !g.is_undivided() {
+        return false;
+    }
+    peer.split_at = entry.position;
+    peer.stage = Stage::Streaming;
+    let body = StreamBody::Tail { after: status.head, entries: vec![(entry.clone(), 0)] };
+    peer.stream(g, body, Bytes::new());
+    if status.fill.is_some() {
+        // From its next answer on.
+        peer.stage = Stage::Probing(cx.now);
+    }
+    true
+}
+
 fn start_fill(g: &mut Group, peer: &mut Peer, status: PeerStatus) {
     let log = &g.copy.log;
     let common = if log.contains(status.head) { Some(status.head) } else { status.common };
     let common = common.filter(|common| log.contains(*common));
+    // Across a split everything is copied: what moved away says nothing any more.
+    let splits = |common: &Position| {
+        let stray = status.stray.iter().copied();
+        log.units_after(common.sequence).chain(stray).any(|unit| unit == Unit::Group)
+    };
+    let common = common.filter(|common| !splits(common));
     let had = status.fill.as_ref().map(|fill| fill.base);
     let (cursor, missing, base) = match common {
         Some(common) => {
@@ -275,7 +314,11 @@ fn start_fill(g: &mut Group, peer: &mut Peer, status: PeerStatus) {
     }
     // When this member leads one day, another one may lack the operations that are in flight now.
     let (floor, log) = g.copy.log.end(4 * g.settings.window_ops);
-    peer.stream(g, StreamBody::FillStart { floor, log, table, fill }, Bytes::new());
+    let pg_num = g.copy.pg_num;
+    if cursor == Cursor::Start {
+        peer.split_at = Position::default();
+    }
+    peer.stream(g, StreamBody::FillStart { floor, log, table, fill, pg_num }, Bytes::new());
     peer.set_barrier(base.sequence);
     peer.fill = Some(FillProgress::new(cursor, missing));
 }
@@ -283,7 +326,7 @@ fn start_fill(g: &mut Group, peer: &mut Peer, status: PeerStatus) {
 /// Leaves out what the backfill brings anyway, and objects of inodes that are copied whole.
 fn wanted(unit: Unit, cursor: Cursor, inodes: &BTreeSet<Unit>) -> bool {
     match unit {
-        Unit::Inode(_) => true,
+        Unit::Inode(_) | Unit::Group => true,
         Unit::Object(object) => Cursor::At(object) <= cursor && !inodes.contains(&Unit::Inode(object.inode)),
     }
 }

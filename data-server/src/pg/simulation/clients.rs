@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use protocol::data::{DataError, DataReply, DataRequest, DataResponse, ObjectContext};
-use protocol::{InodeId, MapEpoch, ObjectId, RequestId, SessionId, Truncation};
+use protocol::map::ClusterMap;
+use protocol::split::Extent;
+use protocol::{DataServerId, InodeId, MapEpoch, ObjectId, PgId, RequestId, SessionId, Truncation};
 
 use super::check::{NEVER, Operation, violation};
 use super::world::{CHUNK, PG, Rng};
 
 const REGISTER: u32 = 8;
 const INODES: u64 = 3;
-const CHUNKS: u64 = 2;
 /// The truncating client's file.
 const OWN_INODE: u64 = 100;
 const OWN_SIZE: usize = 2 * CHUNK as usize;
@@ -22,7 +23,15 @@ const RETRY_MS: u64 = 350;
 type Register = (u64, u32, u32);
 
 pub(super) enum Outbound {
-    Send { attempt: u64, body: DataRequest, payload: Bytes },
+    Send {
+        attempt: u64,
+        pg: PgId,
+        primary: Option<DataServerId>,
+        body: DataRequest,
+        payload: Bytes,
+    },
+    /// The map does not say where.
+    NoRoute,
     Nothing,
 }
 
@@ -57,6 +66,8 @@ struct Current {
     first_attempt: u64,
     retry_at: u64,
     fence: MapEpoch,
+    /// A sync or a sweep goes through all groups: these remain.
+    waiting: Vec<Extent>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +91,8 @@ struct Own {
 }
 
 pub(super) struct Clients {
+    /// Chunks of each shared file.
+    chunks: u64,
     clients: Vec<Client>,
     own: Own,
     next_value: u64,
@@ -95,8 +108,9 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize, chunks: u64) -> Self {
         Clients {
+            chunks,
             clients: (0..count).map(|_| Client::default()).collect(),
             own: Own { contents: vec![0; OWN_SIZE], truncations: Vec::new(), next_seq: 1, floor: 0 },
             next_value: 1,
@@ -136,7 +150,14 @@ impl Clients {
         }
     }
 
-    pub(super) fn step(&mut self, index: usize, now: u64, rng: &mut Rng) -> Outbound {
+    /// With the map that the client knows, and the newest, which the metadata leader's sweeps go by.
+    pub(super) fn step(
+        &mut self,
+        index: usize,
+        now: u64,
+        rng: &mut Rng,
+        maps: (&ClusterMap, &ClusterMap),
+    ) -> Outbound {
         let stopping = self.stopping;
         if self.clients[index].gone {
             return Outbound::Nothing;
@@ -152,9 +173,11 @@ impl Clients {
         if now < current.retry_at {
             return Outbound::Nothing;
         }
-        self.next_attempt += 1;
         current.retry_at = now + RETRY_MS;
-        Outbound::Send { attempt, body: current.body.clone(), payload: current.payload.clone() }
+        let Some((pg, primary)) = current.route(maps) else { return Outbound::NoRoute };
+        self.next_attempt += 1;
+        let (body, payload) = (current.body.clone(), current.payload.clone());
+        Outbound::Send { attempt, pg, primary, body, payload }
     }
 
     fn begin(&mut self, index: usize, now: u64, rng: &mut Rng) {
@@ -163,16 +186,18 @@ impl Clients {
         let fence = self.clients[index].fence;
         let (body, payload) = self.request(index, &intent, fence);
         let first_attempt = self.next_attempt;
-        let current = Current { intent, body, payload, start: now, first_attempt, retry_at: now, fence };
+        let waiting = Vec::new();
+        let current =
+            Current { intent, body, payload, start: now, first_attempt, retry_at: now, fence, waiting };
         self.clients[index].current = Some(current);
     }
 
     fn shared_intent(&mut self, rng: &mut Rng) -> Intent {
-        if rng.chance(50) {
+        if rng.chance(if self.chunks > 2 { 120 } else { 50 }) {
             return Intent::Sync;
         }
         let inode = 1 + rng.below(INODES);
-        let chunk = rng.below(CHUNKS) as u32;
+        let chunk = rng.below(self.chunks) as u32;
         let per_chunk = u64::from(CHUNK / REGISTER);
         // Now and then the whole object: what it was does not matter then, not even if it is damaged.
         let whole = rng.chance(120);
@@ -225,6 +250,8 @@ impl Clients {
         };
         let context = |inode, chunk, truncations: &[Truncation]| ObjectContext {
             object: ObjectId { pool: PG.pool, inode: InodeId(inode), chunk },
+            // Known when it is sent.
+            pg_num: 0,
             truncations: truncations.to_vec(),
             fence,
         };
@@ -246,7 +273,7 @@ impl Clients {
                 let length = registers.len() as u32 * REGISTER;
                 (DataRequest::Read { context, offset: first * REGISTER, length }, Bytes::new())
             }
-            Intent::Sync => (DataRequest::Sync { pgs: vec![PG] }, Bytes::new()),
+            Intent::Sync => (DataRequest::Sync { pgs: Vec::new() }, Bytes::new()),
             Intent::OwnWrite { at, bytes } => write(id(), own(*at), place(*at), bytes.clone()),
             Intent::OwnZero { at, length } => {
                 let (request, context, offset) = (id(), own(*at), place(*at));
@@ -261,7 +288,14 @@ impl Clients {
                 let floor = truncations.last().map_or(0, |t| t.seq);
                 let inode = InodeId(OWN_INODE);
                 (
-                    DataRequest::TrimInode { pg: PG, inode, chunk_size: CHUNK, truncations, floor },
+                    DataRequest::TrimInode {
+                        pg: PG,
+                        pg_num: 0,
+                        inode,
+                        chunk_size: CHUNK,
+                        truncations,
+                        floor,
+                    },
                     Bytes::new(),
                 )
             }
@@ -303,6 +337,12 @@ impl Clients {
                 return Ok(15);
             }
         };
+        if current.waiting.len() > 1 {
+            // The next group.
+            current.waiting.pop();
+            (current.first_attempt, current.retry_at) = (self.next_attempt, now);
+            return Ok(1);
+        }
         let Some(current) = client.current.take() else { return Ok(1) };
         client.done += 1;
         // A sync or trim tells the primary nothing of fences.
@@ -419,9 +459,9 @@ impl Clients {
         let intent = Intent::Read(vec![register]);
         let fence = self.clients[0].fence;
         let (body, payload) = self.request(0, &intent, fence);
-        let first_attempt = self.next_attempt;
+        let (first_attempt, waiting) = (self.next_attempt, Vec::new());
         self.clients[0].current =
-            Some(Current { intent, body, payload, start: now, first_attempt, retry_at: now, fence });
+            Some(Current { intent, body, payload, start: now, first_attempt, retry_at: now, fence, waiting });
     }
 
     /// What is wrong with what the clients saw, if something is.
@@ -464,6 +504,42 @@ impl Clients {
             ));
         }
         Ok(Operation { end: op.end.min(seen), ..op.clone() })
+    }
+}
+
+impl Current {
+    /// Where it goes now, by the map that the client knows (a sweep: by the newest).
+    fn route(&mut self, (known, newest): (&ClusterMap, &ClusterMap)) -> Option<(PgId, Option<DataServerId>)> {
+        match &mut self.body {
+            DataRequest::Read { context, .. }
+            | DataRequest::Write { context, .. }
+            | DataRequest::Zero { context, .. } => {
+                let (pg, config) = known.locate(context.object)?;
+                context.pg_num = config.pg_num;
+                Some((pg, config.primary))
+            }
+            DataRequest::Sync { pgs } => {
+                if self.waiting.is_empty() {
+                    self.waiting = known.extents(PG.pool).collect();
+                }
+                // What was split meanwhile has several places now.
+                self.waiting = self.waiting.iter().flat_map(|extent| known.successors(*extent)).collect();
+                let extent = *self.waiting.last()?;
+                *pgs = vec![extent];
+                Some((extent.pg, known.pgs.get(&extent.pg)?.primary))
+            }
+            DataRequest::TrimInode { pg, pg_num, .. } => {
+                let is_now = |extent: &Extent| newest.extents(PG.pool).any(|now| now == *extent);
+                if self.waiting.is_empty() || !self.waiting.iter().all(is_now) {
+                    // From the beginning, as something may have been missed.
+                    self.waiting = newest.extents(PG.pool).collect();
+                }
+                let extent = *self.waiting.last()?;
+                (*pg, *pg_num) = (extent.pg, extent.pg_num);
+                Some((extent.pg, newest.pgs.get(&extent.pg)?.primary))
+            }
+            DataRequest::Scrub { .. } | DataRequest::List { .. } => None,
+        }
     }
 }
 

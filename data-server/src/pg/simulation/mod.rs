@@ -1,6 +1,7 @@
 //! Simulation of a placement group: crashes with and without loss of unsynced writes, broken and silent
 //! links, pauses, lost contact with the metadata cluster, moved primaries, fenced sessions, damaged objects,
-//! busy stores, pools that get other numbers of replicas; slow, full, failing and lying disks, machines lost for good, links
+//! busy stores, pools that get other numbers of replicas; in `split` several groups, which are split and moved, and
+//! clients that learn of it late; slow, full, failing and lying disks, machines lost for good, links
 //! that are silent in one direction or change bytes. Checked are
 //!
 //! * linearizability of every register (acknowledged writes stay, nothing is executed twice or goes back),
@@ -8,7 +9,7 @@
 //! * that nobody acknowledges while another primary serves,
 //! * truncations, against a model of the file,
 //! * that what a sync was answered for is on the disk of every certain member,
-//! * after the faults: the group becomes whole, all copies are equal, and nobody waits for an answer that never comes.
+//! * after the faults: the groups become whole, all copies are equal, every object is in the group that it belongs to, and nobody waits for an answer that never comes.
 //!
 //! One seed is one run: `SEED=17 cargo test -p data-server --lib pg::simulation` repeats one. `SEEDS=100000` runs so
 //! many, `FIRST=500000` begins there.
@@ -17,6 +18,7 @@ mod check;
 mod clients;
 mod meta;
 mod scrub;
+mod split;
 mod store;
 mod world;
 
@@ -50,7 +52,7 @@ fn settle(world: &mut World, seed: u64) {
     assert!(
         healed,
         "seed {seed}: the group does not become whole: {:?}\n{}",
-        world.meta.config,
+        world.meta.groups,
         world.describe()
     );
     let equal = world.run_until(2000, |world| world.divergence().is_none());
@@ -103,7 +105,7 @@ fn everything(seed: u64) -> Faults {
         power_loss: true,
         damage: seed.is_multiple_of(5),
         resize: seed.is_multiple_of(3),
-        disks: false,
+        ..Faults::NONE
     }
 }
 
@@ -175,11 +177,8 @@ const SOAK_FINDINGS: [u64; 1] = [160_750];
 #[test]
 fn what_soaks_found_stays_fixed() {
     for seed in SOAK_FINDINGS {
-        let mut world = run(
-            seed,
-            Faults { every_ms: 400, power_loss: true, damage: true, resize: false, disks: false },
-            8000,
-        );
+        let faults = Faults { every_ms: 400, power_loss: true, damage: true, ..Faults::NONE };
+        let mut world = run(seed, faults, 8000);
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }
@@ -212,13 +211,8 @@ fn power_lost_everywhere_keeps_what_was_synced() {
     for seed in seeds(200) {
         // Some worlds had a life before it: members that were dropped, filled and promoted.
         let eventful = seed.is_multiple_of(2);
-        let faults = Faults {
-            every_ms: if eventful { 500 } else { 0 },
-            power_loss: false,
-            damage: false,
-            resize: eventful,
-            disks: false,
-        };
+        let every_ms = if eventful { 500 } else { 0 };
+        let faults = Faults { every_ms, resize: eventful, ..Faults::NONE };
         let mut world = run(seed, faults, if eventful { 6000 } else { 1500 + seed % 700 });
         let now = world.now;
         world.clients.lose_unsynced(now);
@@ -253,7 +247,7 @@ fn what_was_synced_survives_on_any_one_replica() {
 fn a_primary_that_no_member_hears_hands_the_group_on() {
     for seed in seeds(20) {
         let mut world = run(seed, Faults::NONE, 1500);
-        let deaf = world.meta.config.primary.expect("a group that serves has a primary");
+        let deaf = world.meta.config().primary.expect("a group that serves has a primary");
         for other in world.ids().into_iter().filter(|id| *id != deaf) {
             world.cut_link(deaf, other, 60_000);
         }
@@ -261,7 +255,7 @@ fn a_primary_that_no_member_hears_hands_the_group_on() {
         let served = world.run_until(30_000, |world| world.clients.done() > before + 40);
         check(&mut world, seed);
         assert!(served, "seed {seed}: nothing is written any more\n{}", world.describe());
-        assert_ne!(world.meta.config.primary, Some(deaf), "seed {seed}");
+        assert_ne!(world.meta.config().primary, Some(deaf), "seed {seed}");
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }

@@ -128,10 +128,10 @@ fn crashes_and_changes_of_the_configuration_keep_no_scrub_from_its_work() {
                 world.run_until(130_000, |w| w.all_are_up() && w.meta.is_healthy() && w.is_scrubbed());
             check(&mut world, seed);
             assert!(healthy, "seed {seed}: not healthy again\n{}", world.describe());
-            let version = world.meta.config.version;
+            let version = world.meta.config().version;
             scrub_and_wait(&mut world, seed);
             // Who was away meanwhile was not looked at: what was delayed by a pause can still have it dropped.
-            if world.meta.config.version == version {
+            if world.meta.config().version == version {
                 break;
             }
         }
@@ -145,7 +145,7 @@ fn crashes_and_changes_of_the_configuration_keep_no_scrub_from_its_work() {
 fn objects_that_are_being_written_are_made_equal_too() {
     for seed in seeds(200) {
         let (mut world, _) = world(seed);
-        let primary = world.meta.config.primary.expect("healthy");
+        let primary = world.meta.config().primary.expect("healthy");
         let victim = world.ids().into_iter().find(|id| *id != primary).expect("three servers");
         for _ in 0..3 {
             let objects: Vec<ObjectKey> = world.known(victim, 1..101).into_keys().collect();

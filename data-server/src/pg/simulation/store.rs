@@ -111,10 +111,12 @@ impl SimStore {
         if power_loss { self.durable } else { self.written }
     }
 
-    /// Whether the copy lacks something that its log says, also while no process runs.
-    pub(super) fn is_incomplete(&self, pg: protocol::PgId) -> bool {
+    /// Whether the copy of one of these groups lacks something that its log says, also while no process runs.
+    pub(super) fn is_incomplete(&self, pgs: impl Iterator<Item = protocol::PgId>) -> bool {
         let mut store = SimStore { now: self.now.clone(), ..SimStore::default() };
-        crate::pg::copy::LocalCopy::load(pg, &mut store).is_ok_and(|copy| copy.fill.is_some())
+        let copy = |pg| crate::pg::copy::LocalCopy::load(pg, &mut store);
+        let mut copies = pgs.map(copy);
+        copies.any(|copy| copy.is_ok_and(|copy| copy.fill.is_some()))
     }
 
     /// Up to where everything is there after a power loss.
@@ -221,6 +223,11 @@ fn apply_op(state: &mut State, op: &Op) {
         Op::DeleteRange { pg, inode, from_chunk } => {
             state.objects.retain(|key, _| key.pg != *pg || key.inode != *inode || key.chunk < *from_chunk)
         }
+        Op::Move { key, pg } => {
+            if let Some(object) = state.objects.remove(key) {
+                state.objects.insert(ObjectKey { pg: *pg, ..*key }, object);
+            }
+        }
         Op::DeletePg { pg } => state.objects.retain(|key, _| key.pg != *pg),
         Op::PutMeta { key, value } => drop(state.meta.insert(key.clone(), value.clone())),
         Op::DeleteMeta { key } => drop(state.meta.remove(key)),
@@ -255,6 +262,9 @@ impl PgStore for SimStore {
                 Op::Delete { key } => drop(self.damaged.remove(key)),
                 Op::Write { key, data, .. } if !data.is_empty() => drop(self.damaged.remove(key)),
                 Op::Truncate { key, size: 0, .. } => drop(self.damaged.remove(key)),
+                Op::Move { key, pg } if self.damaged.remove(key) => {
+                    self.damaged.insert(ObjectKey { pg: *pg, ..*key });
+                }
                 _ => {}
             }
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use protocol::data::{DataReply, DataRequest, DataResponse};
-use protocol::map::PgChange;
+use protocol::data::{DataError, DataReply, DataRequest, DataResponse};
+use protocol::map::{ClusterMap, PgChange, PgConfig};
 use protocol::replication::PeerMessage;
 use protocol::{DataServerId, MapEpoch, PgId, PoolId, RequestId, SessionId, StoreUuid};
 use rand_chacha::ChaCha8Rng;
@@ -14,10 +14,13 @@ use rand_core::{RngCore, SeedableRng};
 use super::clients::{Clients, Outbound};
 use super::meta::{Metadata, TIMEOUT_MS};
 use super::store::SimStore;
-use crate::pg::{Context, GroupView, Me, Output, Replica, RequestToken, Settings, Tick};
+use crate::pg::{Context, GroupView, Me, Output, Replica, RequestToken, Settings, Tick, stored_groups};
+use crate::store::Ticket;
 
 pub(super) const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
 pub(super) const CHUNK: u32 = 64;
+/// Most groups that splits lead to.
+const GROUPS_MAX: u32 = 12;
 const LEASE_MARGIN_MS: u64 = 200;
 
 pub(super) struct Rng(ChaCha8Rng);
@@ -52,6 +55,8 @@ pub(super) struct Faults {
     pub(super) damage: bool,
     /// The pool gets other numbers of replicas.
     pub(super) resize: bool,
+    /// The pool begins with a few groups and gets more, groups move, and clients learn of it late.
+    pub(super) split: bool,
     /// Disks are slow, fill, fail, and lose or misdirect writes; links are silent in one direction, or damage bytes.
     pub(super) disks: bool,
 }
@@ -59,12 +64,15 @@ pub(super) struct Faults {
 impl Faults {
     /// None.
     pub(super) const NONE: Faults =
-        Faults { every_ms: 0, power_loss: false, damage: false, resize: false, disks: false };
+        Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false, disks: false };
 }
 
 struct Node {
     store: SimStore,
-    replica: Option<Replica>,
+    alive: bool,
+    replicas: BTreeMap<PgId, Replica>,
+    /// What the map last said of each group.
+    views: BTreeMap<PgId, GroupView>,
     incarnation: u64,
     clean: bool,
     registered: bool,
@@ -77,7 +85,7 @@ struct Node {
     /// What their requests are recognised by.
     requests: BTreeMap<RequestToken, RequestId>,
     /// Syncs in service, with the end of the log when they came.
-    syncs: BTreeMap<RequestToken, u64>,
+    syncs: BTreeMap<RequestToken, (PgId, u64)>,
     last_token: u64,
     sync_scheduled: bool,
     /// Ticket up to which a sync was asked for.
@@ -94,7 +102,9 @@ impl Default for Node {
     fn default() -> Self {
         Node {
             store: SimStore::default(),
-            replica: None,
+            alive: false,
+            replicas: BTreeMap::new(),
+            views: BTreeMap::new(),
             incarnation: 0,
             clean: true,
             registered: false,
@@ -136,11 +146,16 @@ enum Event {
         server: DataServerId,
         incarnation: u64,
         epoch: u64,
-        view: GroupView,
+        views: BTreeMap<PgId, GroupView>,
+    },
+    ClientMap {
+        client: usize,
+        map: Rc<ClusterMap>,
     },
     Deliver {
         from: DataServerId,
         to: DataServerId,
+        pg: PgId,
         link: u64,
         message: PeerMessage,
         payload: Bytes,
@@ -154,6 +169,7 @@ enum Event {
     Room(DataServerId, u64),
     Propose {
         from: DataServerId,
+        pg: PgId,
         version: u64,
         change: PgChange,
     },
@@ -163,6 +179,7 @@ enum Event {
     Forget(DataServerId),
     Request {
         server: DataServerId,
+        pg: PgId,
         client: usize,
         attempt: u64,
         body: DataRequest,
@@ -182,6 +199,7 @@ mod checks;
 mod coverage;
 mod faults;
 mod known;
+mod maps;
 
 pub(super) use coverage::Coverage;
 
@@ -196,6 +214,8 @@ pub(super) struct World {
     nodes: BTreeMap<DataServerId, Node>,
     pub(super) meta: Metadata,
     pub(super) clients: Clients,
+    /// The map that each client knows; without splits the newest.
+    client_maps: Vec<Rc<ClusterMap>>,
     /// Number of the connection between two servers, and when it was cut.
     links: BTreeMap<(DataServerId, DataServerId), u64>,
     cut: BTreeSet<(DataServerId, DataServerId)>,
@@ -207,10 +227,12 @@ pub(super) struct World {
     recovery_credit: i64,
     /// Entries kept of the operation log.
     pub(super) log_max: usize,
-    /// The largest end of the log that a sync was answered for.
-    synced: u64,
-    /// The last operation that a client was told of, and how many were.
-    acknowledged: (u64, u64),
+    /// The largest end of each group's log that a sync was answered for.
+    synced: BTreeMap<PgId, u64>,
+    /// The last operation of each group that a client was told of.
+    acknowledged: BTreeMap<PgId, u64>,
+    /// How many operations clients were told of.
+    acknowledgements: u64,
     pub(super) problem: Option<String>,
     pub(super) faults_seen: u64,
     /// Of everything that happened so far: one seed is one digest.
@@ -251,16 +273,19 @@ impl World {
             events: BTreeMap::new(),
             last_event: 0,
             nodes: BTreeMap::new(),
-            meta: Metadata::default(),
-            clients: Clients::new(clients),
+            meta: Metadata::new(if faults.split { 1 + (seed % 3) as u32 } else { 1 }),
+            clients: Clients::new(clients, if faults.split { 4 } else { 2 }),
+            client_maps: vec![Rc::default(); clients],
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
             lonely: BTreeMap::new(),
             arrival: BTreeMap::new(),
             faults,
-            log_max: 24,
-            synced: 0,
-            acknowledged: (0, 0),
+            // With a long log members that were away are caught up across splits.
+            log_max: if faults.split && seed % 4 < 2 { 400 } else { 24 },
+            synced: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            acknowledgements: 0,
             recovery_credit: [100_000, 4096, 900][(seed % 3) as usize],
             problem: None,
             faults_seen: 0,
@@ -331,7 +356,7 @@ impl World {
 
     /// All machines lose power at once.
     pub(super) fn lose_all_power(&mut self) {
-        self.acknowledged.0 = self.acknowledged.0.min(self.synced);
+        self.forget_unsynced();
         for id in self.ids() {
             self.stop(id, true, Some(50));
         }
@@ -352,15 +377,17 @@ impl World {
     pub(super) fn all_are_up(&self) -> bool {
         let known = |(id, node): (&DataServerId, &Node)| {
             let incarnation = self.meta.servers.get(id).filter(|s| s.up).map(|s| s.incarnation);
-            node.destroyed || (node.replica.is_some() && incarnation == Some(node.incarnation))
+            node.destroyed || (node.alive && incarnation == Some(node.incarnation))
         };
         self.nodes.iter().all(known)
     }
 
     pub(super) fn primary_is_quiet(&self) -> bool {
-        let Some(primary) = self.meta.config.primary else { return false };
-        let replica = self.nodes[&primary].replica.as_ref();
-        replica.is_some_and(|r| r.is_active() && !r.wants_credit())
+        let is_quiet = |(pg, config): (&PgId, &PgConfig)| {
+            let replica = config.primary.and_then(|primary| self.nodes[&primary].replicas.get(pg));
+            replica.is_some_and(|r| r.is_active() && !r.wants_credit())
+        };
+        self.meta.groups.iter().all(is_quiet)
     }
 
     fn handle(&mut self, event: Event) {
@@ -375,7 +402,7 @@ impl World {
         match event {
             Event::Tick(server) => {
                 let credit = self.recovery_credit;
-                self.with(server, |replica, cx| {
+                self.with_all(server, |replica, cx| {
                     replica.handle_tick(cx);
                     if replica.wants_credit() {
                         replica.handle_credit(cx, credit);
@@ -397,29 +424,31 @@ impl World {
             }
             Event::Lease { server, incarnation, sent, epoch } => {
                 let node = self.node(server);
-                if node.incarnation == incarnation && node.replica.is_some() {
+                if node.incarnation == incarnation && node.alive {
                     node.leases.push((sent, epoch));
                     node.settle_leases();
                     if node.map_epoch < epoch {
                         self.send_map(server);
                     }
-                    self.with(server, |replica, cx| replica.handle_tick(cx));
+                    self.with_all(server, |replica, cx| replica.handle_tick(cx));
                 }
             }
             Event::Register(server) => self.register(server),
-            Event::Map { server, incarnation, epoch, view } => {
-                self.take_map(server, incarnation, epoch, view);
+            Event::Map { server, incarnation, epoch, views } => {
+                self.take_map(server, incarnation, epoch, views);
             }
-            Event::Deliver { from, to, link, message, payload } => {
+            Event::ClientMap { client, map } => self.tell_client(client, map),
+            Event::Deliver { from, to, pg, link, message, payload } => {
                 if self.links.get(&pair(from, to)).copied().unwrap_or(0) == link {
-                    self.cover(to, coverage::name_of(&message));
-                    self.with(to, |replica, cx| replica.handle_message(cx, from, message, payload));
+                    self.ensure(to, pg);
+                    self.cover(to, pg, coverage::name_of(&message));
+                    self.with(to, pg, |replica, cx| replica.handle_message(cx, from, message, payload));
                 }
             }
             Event::LinkUp { a, b } => {
                 self.cut.remove(&pair(a, b));
-                self.with(a, |replica, cx| replica.handle_link(cx, b, true));
-                self.with(b, |replica, cx| replica.handle_link(cx, a, true));
+                self.with_all(a, |replica, cx| replica.handle_link(cx, b, true));
+                self.with_all(b, |replica, cx| replica.handle_link(cx, a, true));
             }
             Event::Written(server, incarnation) => {
                 let node = self.node(server);
@@ -449,14 +478,17 @@ impl World {
                 if node.incarnation == incarnation {
                     node.room_scheduled = false;
                     node.store.busy = false;
-                    self.with(server, |replica, cx| replica.handle_room(cx));
+                    self.with_all(server, |replica, cx| replica.handle_room(cx));
                 }
             }
-            Event::Propose { from, version, change } => {
+            Event::Propose { from, pg, version, change } => {
                 let before = self.meta.epoch;
-                self.meta.propose(from, version, &change);
+                let known: Vec<PgId> = self.meta.groups.keys().copied().collect();
+                self.meta.propose(from, pg, version, &change);
                 if self.meta.epoch != before {
-                    self.check_change(&change);
+                    self.check_change(pg, &change);
+                    let born = self.meta.groups.keys().find(|pg| !known.contains(pg)).copied();
+                    born.into_iter().for_each(|child| self.check_split(pg, child));
                 }
                 self.publish(before);
             }
@@ -472,25 +504,32 @@ impl World {
                 self.meta.forget(server);
                 self.publish(before);
             }
-            Event::Request { server, client, attempt, body, payload } => {
-                self.cover(server, coverage::name_of_request(&body));
+            Event::Request { server, pg, client, attempt, body, payload } => {
+                self.cover(server, pg, coverage::name_of_request(&body));
                 let node = self.node(server);
-                if node.replica.is_none() {
+                if !node.alive {
                     return;
                 }
+                let Some(replica) = node.replicas.get(&pg) else {
+                    let response = Err(DataError::NotPrimary { version: 0 });
+                    return self.at(1, Event::Answer { client, attempt, response, payload: Bytes::new() });
+                };
                 node.last_token += 1;
                 let token = RequestToken(node.last_token);
-                node.tokens.insert(token, (client, attempt));
                 if let DataRequest::Write { request, .. } | DataRequest::Zero { request, .. } = &body {
                     node.requests.insert(token, *request);
                 }
                 if matches!(body, DataRequest::Sync { .. }) {
-                    let head = node.replica.as_ref().map_or(0, |replica| replica.position().sequence);
-                    node.syncs.insert(token, head);
+                    node.syncs.insert(token, (pg, replica.position().sequence));
                 }
-                self.with(server, |replica, cx| replica.handle_request(cx, token, body, payload));
+                node.tokens.insert(token, (client, attempt));
+                self.with(server, pg, |replica, cx| replica.handle_request(cx, token, body, payload));
             }
             Event::Answer { client, attempt, response, payload } => {
+                if self.faults.split && matches!(response, Err(DataError::NotPrimary { .. })) {
+                    let map = Rc::new(self.meta.map());
+                    self.tell_client(client, map);
+                }
                 match self.clients.answer(client, attempt, self.now, response, &payload) {
                     Ok(delay) => self.at(delay, Event::ClientStep(client)),
                     Err(problem) => self.problem = Some(problem),
@@ -521,11 +560,19 @@ impl World {
         self.nodes.get_mut(&server).expect("all servers exist from the beginning")
     }
 
+    /// Lets all replicas of a server do something.
+    fn with_all(&mut self, server: DataServerId, mut act: impl FnMut(&mut Replica, &mut Context<'_>)) {
+        let pgs: Vec<PgId> = self.nodes[&server].replicas.keys().copied().collect();
+        for pg in pgs {
+            self.with(server, pg, &mut act);
+        }
+    }
+
     /// Lets a replica do something, and does what it wants.
-    fn with(&mut self, server: DataServerId, act: impl FnOnce(&mut Replica, &mut Context<'_>)) {
+    fn with(&mut self, server: DataServerId, pg: PgId, act: impl FnOnce(&mut Replica, &mut Context<'_>)) {
         let now = self.now;
         let node = self.node(server);
-        let Some(mut replica) = node.replica.take() else { return };
+        let Some(mut replica) = node.replicas.remove(&pg) else { return };
         let mut outputs = Vec::new();
         let mut cx = Context {
             now: Tick(now),
@@ -546,7 +593,7 @@ impl World {
         while let Some(output) = replica.poll_output() {
             outputs.push(output);
         }
-        node.replica = Some(replica);
+        node.replicas.insert(pg, replica);
         let incarnation = node.incarnation;
         let progress = crate::pg::PgStore::progress(&node.store);
         if node.store.submitted() > progress.written && !node.write_scheduled {
@@ -556,34 +603,60 @@ impl World {
         }
         for output in outputs {
             // It stops at once where its disk failed.
-            if self.nodes[&server].replica.is_some() {
-                self.output(server, output);
+            if self.nodes[&server].alive {
+                self.output(server, pg, output);
             }
+        }
+    }
+
+    /// As the driver does: whoever is spoken to has a replica.
+    fn ensure(&mut self, server: DataServerId, pg: PgId) {
+        let settings = settings(self.log_max);
+        let node = self.node(server);
+        if !node.alive || node.replicas.contains_key(&pg) {
+            return;
+        }
+        let me = node.me(server);
+        let replica = Replica::load(pg, me, settings, &mut node.store).expect("the store can be read");
+        node.replicas.insert(pg, replica);
+    }
+
+    /// A split made a group.
+    fn begin(&mut self, server: DataServerId, pg: PgId, ticket: Ticket) {
+        let settings = settings(self.log_max);
+        let node = self.node(server);
+        let me = node.me(server);
+        let replica = Replica::load_newborn((pg, ticket), me, settings, &mut node.store);
+        node.replicas.insert(pg, replica.expect("the store can be read"));
+        if let Some(view) = node.views.get(&pg).cloned() {
+            self.with(server, pg, |replica, cx| replica.handle_view(cx, view));
         }
     }
 
     fn progress(&mut self, server: DataServerId) {
         let progress = crate::pg::PgStore::progress(&self.nodes[&server].store);
-        self.with(server, |replica, cx| replica.handle_progress(cx, progress.written, progress.durable));
+        self.with_all(server, |replica, cx| {
+            replica.handle_progress(cx, progress.written, progress.durable);
+        });
     }
 
-    fn output(&mut self, server: DataServerId, output: Output) {
+    fn output(&mut self, server: DataServerId, pg: PgId, output: Output) {
         if self.trace {
-            println!("{} server {server}: {output:?}", self.now);
+            println!("{} server {server} {pg}: {output:?}", self.now);
         }
-        self.note_output(server, &output);
+        self.note_output(server, pg, &output);
         let incarnation = self.nodes[&server].incarnation;
         match output {
-            Output::Send { to, message, payload } => self.send(server, to, message, payload),
+            Output::Send { to, message, payload } => self.send(server, to, pg, message, payload),
             Output::Reply { token, response, payload } => {
-                self.check_reply(server, &response);
+                self.check_reply(server, pg, &response);
                 if matches!(response, Ok(DataReply::Written { .. })) {
-                    self.check_acknowledged(server, token);
+                    self.check_acknowledged(server, pg, token);
                 }
-                if let Some(head) = self.node(server).syncs.remove(&token)
+                if let Some((pg, head)) = self.node(server).syncs.remove(&token)
                     && response.is_ok()
                 {
-                    self.check_sync(server, head);
+                    self.check_sync(server, pg, head);
                 }
                 if let Some((client, attempt)) = self.node(server).tokens.remove(&token)
                     && !self.rng.chance(5)
@@ -595,7 +668,7 @@ impl World {
             Output::Propose { version, change } => {
                 if !self.is_lonely(server) && !self.rng.chance(50) {
                     let delay = self.rng.latency();
-                    self.at(delay, Event::Propose { from: server, version, change });
+                    self.at(delay, Event::Propose { from: server, pg, version, change });
                 }
             }
             Output::RequestDurable(ticket) => {
@@ -616,14 +689,12 @@ impl World {
             }
             Output::FetchMap => self.send_map(server),
             Output::CorruptBlock | Output::Copied { .. } => {}
+            Output::Born { pg, ticket } => self.begin(server, pg, ticket),
             Output::Removed => {
-                // As the driver does: a new replica is made when the map names this server again.
-                let log_max = self.log_max;
-                let node = self.node(server);
-                let me = Me { server, store: StoreUuid(u128::from(server.0)), incarnation };
-                let replica =
-                    Replica::load(PG, me, settings(log_max), &mut node.store).expect("it was loaded before");
-                node.replica = Some(replica);
+                self.node(server).replicas.remove(&pg);
+                if !self.faults.split {
+                    self.ensure(server, pg);
+                }
             }
             // As the driver does: the process ends, and the disk is of no more use.
             Output::Fatal(_) if self.nodes[&server].store.has_failed() => self.destroy(server),
@@ -631,7 +702,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: DataServerId, to: DataServerId, message: PeerMessage, payload: Bytes) {
+    fn send(&mut self, from: DataServerId, to: DataServerId, pg: PgId, message: PeerMessage, payload: Bytes) {
         let key = pair(from, to);
         let silent = self.silent.get(&(from, to)).is_some_and(|until| *until > self.now);
         if self.cut.contains(&key) || silent || self.rng.chance(1) {
@@ -644,15 +715,15 @@ impl World {
         let arrival = self.arrival.entry((from, to)).or_default();
         *arrival = wanted.max(*arrival);
         let delay = *arrival - self.now;
-        self.at(delay, Event::Deliver { from, to, link, message, payload });
+        self.at(delay, Event::Deliver { from, to, pg, link, message, payload });
     }
 
     pub(super) fn cut_link(&mut self, a: DataServerId, b: DataServerId, for_ms: u64) {
         let key = pair(a, b);
         *self.links.entry(key).or_default() += 1;
         self.cut.insert(key);
-        self.with(a, |replica, cx| replica.handle_link(cx, b, false));
-        self.with(b, |replica, cx| replica.handle_link(cx, a, false));
+        self.with_all(a, |replica, cx| replica.handle_link(cx, b, false));
+        self.with_all(b, |replica, cx| replica.handle_link(cx, a, false));
         self.at(for_ms, Event::LinkUp { a, b });
     }
 
@@ -663,7 +734,7 @@ impl World {
     fn heartbeat(&mut self, server: DataServerId) {
         self.at(TIMEOUT_MS / 5, Event::Heartbeat(server));
         let node = &self.nodes[&server];
-        if node.replica.is_none() {
+        if !node.alive {
             return;
         }
         let (incarnation, registered, sent) = (node.incarnation, node.registered, self.now);
@@ -679,16 +750,22 @@ impl World {
     }
 
     fn start(&mut self, server: DataServerId) {
-        let log_max = self.log_max;
+        let settings = settings(self.log_max);
         let node = self.node(server);
-        if node.replica.is_some() || node.destroyed {
+        if node.alive || node.destroyed {
             return;
         }
         node.incarnation += 1;
-        let me = Me { server, store: StoreUuid(u128::from(server.0)), incarnation: node.incarnation };
-        match Replica::load(PG, me, settings(log_max), &mut node.store) {
-            Ok(replica) => node.replica = Some(replica),
-            Err(error) => return self.problem = Some(format!("server {server} cannot start: {error}")),
+        node.alive = true;
+        node.views.clear();
+        let me = node.me(server);
+        let mut held = stored_groups(&mut node.store).expect("the store can be read");
+        held.extend((!held.contains(&PG)).then_some(PG));
+        for pg in held {
+            match Replica::load(pg, me, settings, &mut node.store) {
+                Ok(replica) => drop(node.replicas.insert(pg, replica)),
+                Err(error) => return self.problem = Some(format!("server {server} cannot start: {error}")),
+            }
         }
         node.registered = false;
         node.map_epoch = 0;
@@ -712,122 +789,50 @@ impl World {
             return;
         }
         let node = self.nodes.get_mut(&server).expect("all servers exist from the beginning");
-        let Some(replica) = &node.replica else { return };
+        if !node.alive {
+            return;
+        }
         if self.meta.servers.get(&server).is_some_and(|s| s.up && s.incarnation == node.incarnation) {
             return;
         }
         let (store, incarnation) = (StoreUuid(u128::from(server.0)), node.incarnation);
-        let position = replica.position();
+        let positions = node.replicas.iter().map(|(pg, replica)| (*pg, replica.position())).collect();
         let clean = node.clean;
         node.registered = true;
         node.clean = true;
         let before = self.meta.epoch;
-        self.meta.register(now, server, store, incarnation, clean, position);
+        self.meta.register(now, server, (store, incarnation), clean, positions);
         let epoch = self.meta.epoch;
         self.publish(before);
         self.at(2, Event::Lease { server, incarnation, sent: now, epoch });
     }
 
-    /// Tells everyone about a newer map.
-    fn publish(&mut self, before: u64) {
-        if self.meta.epoch != before {
-            if self.trace {
-                println!("{} configuration {:?}", self.now, self.meta.config);
-            }
-            for server in self.ids() {
-                self.send_map(server);
-            }
-        }
-    }
-
-    fn send_map(&mut self, server: DataServerId) {
-        if self.is_lonely(server) {
-            return;
-        }
-        let epoch = self.meta.epoch;
-        let view = GroupView {
-            config: self.meta.config.clone(),
-            epoch: MapEpoch(epoch),
-            blocked: Rc::new(self.meta.blocked.clone()),
-            size: self.meta.size,
-            min_size: self.meta.min_size,
-            chunk_size: CHUNK,
-            ..GroupView::default()
-        };
-        let incarnation = self.nodes[&server].incarnation;
-        let delay = self.rng.latency();
-        self.at(delay, Event::Map { server, incarnation, epoch, view });
-    }
-
-    fn take_map(&mut self, server: DataServerId, incarnation: u64, epoch: u64, view: GroupView) {
-        let node = self.node(server);
-        if node.incarnation != incarnation || node.map_epoch >= epoch {
-            return;
-        }
-        node.map_epoch = epoch;
-        node.settle_leases();
-        self.with(server, |replica, cx| replica.handle_view(cx, view));
-    }
-
     fn client_step(&mut self, client: usize) {
-        let outbound = self.clients.step(client, self.now, &mut self.rng);
+        let maps = (self.client_maps[client].clone(), self.meta.map());
+        let outbound = self.clients.step(client, self.now, &mut self.rng, (&maps.0, &maps.1));
         match outbound {
-            Outbound::Send { attempt, body, payload } => {
+            Outbound::Send { attempt, pg, primary, body, payload } => {
                 let guess = self.rng.chance(100);
                 let ids = self.ids();
                 let any = ids[self.rng.below(ids.len() as u64) as usize];
-                let server = if guess { any } else { self.meta.config.primary.unwrap_or(any) };
+                let server = if guess { any } else { primary.unwrap_or(any) };
                 if !self.rng.chance(5) {
                     let delay = self.rng.latency();
-                    self.at(delay, Event::Request { server, client, attempt, body, payload });
+                    self.at(delay, Event::Request { server, pg, client, attempt, body, payload });
                 }
                 self.at(400, Event::ClientStep(client));
             }
+            Outbound::NoRoute => self.at(400, Event::ClientStep(client)),
             Outbound::Nothing => {}
-        }
-    }
-
-    /// Fences a client's session: from the answer on, others that heard of it see nothing new of it.
-    pub(super) fn fence(&mut self, client: usize) {
-        let before = self.meta.epoch;
-        let session = self.clients.session(client);
-        let epoch = self.meta.fence(session);
-        self.clients.fenced(client, epoch, self.now);
-        self.publish(before);
-    }
-
-    /// The process or its machine stops; it comes back after so many milliseconds, or never.
-    fn stop(&mut self, server: DataServerId, power_loss: bool, restart_after: Option<u64>) {
-        if self.nodes[&server].replica.is_none() {
-            return;
-        }
-        for other in self.ids().into_iter().filter(|other| *other != server) {
-            *self.links.entry(pair(server, other)).or_default() += 1;
-            self.with(other, |replica, cx| replica.handle_link(cx, server, false));
-        }
-        let least = self.nodes[&server].store.least_kept(power_loss);
-        let most = self.nodes[&server].store.submitted();
-        let keep = least + self.rng.below(most - least + 1);
-        let node = self.node(server);
-        node.store.crash(keep);
-        node.replica = None;
-        node.tokens.clear();
-        node.requests.clear();
-        node.syncs.clear();
-        node.clean &= !power_loss;
-        node.sync_scheduled = false;
-        node.sync_wanted = 0;
-        node.write_scheduled = false;
-        node.room_scheduled = false;
-        // Nothing that is under way may reach the next start.
-        node.incarnation += 1;
-        if let Some(restart_after) = restart_after {
-            self.at(restart_after, Event::Restart(server));
         }
     }
 }
 
 impl Node {
+    fn me(&self, server: DataServerId) -> Me {
+        Me { server, store: StoreUuid(u128::from(server.0)), incarnation: self.incarnation }
+    }
+
     /// A lease counts once the map is as new as its answer was.
     fn settle_leases(&mut self) {
         let map_epoch = self.map_epoch;

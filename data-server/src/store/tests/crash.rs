@@ -23,12 +23,13 @@ fn random_ops(dice: &mut Dice, version: u64) -> Vec<Op> {
     let k = key(GROUPS[dice.roll(2) as usize], 1 + dice.roll(3), dice.roll(2) as u32);
     // A counter in every transaction makes each state of the model distinct.
     let mut ops = vec![Op::PutMeta { key: b"count".to_vec(), value: Bytes::from(version.to_string()) }];
-    ops.push(match dice.roll(12) {
+    ops.push(match dice.roll(13) {
         0 => Op::Delete { key: k },
         1 => Op::Truncate { key: k, size: dice.roll(50_000), truncate_seq: version, version },
         2 => Op::Zero { key: k, offset: dice.roll(40_000), len: dice.roll(20_000), version },
         3 => Op::DeleteRange { pg: k.pg, inode: k.inode, from_chunk: k.chunk },
         4 if dice.roll(3) == 0 => Op::DeletePg { pg: k.pg },
+        12 => Op::Move { key: k, pg: GROUPS[dice.roll(2) as usize] },
         5..=7 => {
             write(k, dice.roll(8) * 4096, &pattern(16_384 + dice.roll(30_000) as usize, version), version)
         }
@@ -58,7 +59,8 @@ fn work(store: &Store, dice: &mut Dice, mut history: Vec<Model>, steps: u64) -> 
                 model.apply(&ops);
                 history.push(model);
             }
-            Err(StoreError::Failed(_)) => break,
+            // Without power no further extent file can be made, which looks like a full disk.
+            Err(StoreError::Failed(_) | StoreError::Full { .. }) => break,
             Err(other) => panic!("{other}"),
         }
         let result = match dice.roll(10) {

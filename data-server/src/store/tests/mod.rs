@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::*;
 
+mod churn;
 mod crash;
 mod damage;
 mod model;
@@ -122,6 +123,11 @@ impl Model {
             Op::Delete { key } => drop(self.objects.remove(&key)),
             Op::DeleteRange { pg, inode, from_chunk } => {
                 self.objects.retain(|k, _| (k.pg, k.inode) != (pg, inode) || k.chunk < from_chunk);
+            }
+            Op::Move { key, pg } => {
+                if let Some(object) = self.objects.remove(&key) {
+                    self.objects.insert(ObjectKey { pg, ..key }, object);
+                }
             }
             Op::DeletePg { pg } => self.objects.retain(|k, _| k.pg != pg),
             Op::PutMeta { key, value } => drop(self.meta.insert(key, value)),

@@ -43,6 +43,7 @@ pub(super) fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|(key, offset, len, version)| Op::Zero { key, offset, len, version }),
         1 => any_key().prop_map(|key| Op::Delete { key }),
         1 => any_key().prop_map(|k| Op::DeleteRange { pg: k.pg, inode: k.inode, from_chunk: k.chunk }),
+        2 => (any_key(), 0..2usize).prop_map(|(key, pg)| Op::Move { key, pg: GROUPS[pg] }),
         1 => (0..2usize).prop_map(|pg| Op::DeletePg { pg: GROUPS[pg] }),
         3 => (any_meta_key(), 0..300usize, any::<u64>())
             .prop_map(|(key, len, seed)| Op::PutMeta { key, value: Bytes::from(pattern(len, seed)) }),

@@ -78,6 +78,10 @@ impl Prep<'_> {
         if self.load::<SessionId>(&key::hold(id))? == Some(session) {
             self.draft.delete(key::hold(id));
             self.draft.delete(key::owned_hold(session, id));
+            if let Some(mut inode) = self.find_inode(id)?.filter(|inode| inode.deferred_by == Some(session)) {
+                self.end_deferral(session, &mut inode);
+                self.put_inode(&inode);
+            }
         }
         Ok(MetaReply::Done)
     }
@@ -241,14 +245,11 @@ impl Prep<'_> {
         if kill {
             kill_privileges(inode);
         }
-        inode.attr.mtime = self.time;
-        inode.attr.ctime = self.time;
-        inode.modified = self.revision;
-        inode.data_version += 1;
+        self.touch(inode);
         self.put_inode(inode);
     }
 
-    fn file(&self, inode: InodeId) -> Result<Inode> {
+    pub(super) fn file(&self, inode: InodeId) -> Result<Inode> {
         let inode = self.inode(inode)?;
         match inode.attr.kind {
             FileKind::File => Ok(inode),

@@ -1,11 +1,12 @@
 //! The cluster map: data servers come and go, placement groups change configuration.
 
+use super::pool::PG_NUM_MAX;
 use super::{Prep, Result};
 use crate::state::key;
 use crate::state::layers::View;
 use crate::state::record::encode;
 use protocol::map::{DataServerInfo, Member, PgChange, PgConfig, Pool, WEIGHT_ONE};
-use protocol::meta::{DataServerRegistration, FAILURE_BYTES_MAX, MetaError};
+use protocol::meta::{DataServerRegistration, FAILURE_BYTES_MAX, FullRatios, MetaError};
 use protocol::{DataServerId, PgId, SessionId};
 use std::collections::BTreeMap;
 use zab::mutant;
@@ -32,6 +33,16 @@ pub struct Registration<'a> {
 }
 
 impl Prep<'_> {
+    /// When data servers count as full.
+    pub fn set_full_ratios(&mut self, ratios: FullRatios) -> Result<()> {
+        if !(1..=ratios.full).contains(&ratios.nearfull) || ratios.full > FullRatios::ONE {
+            let why = "0 < nearfull_ratio <= full_ratio <= 1 must hold".to_owned();
+            return Err(MetaError::Refused(why).into());
+        }
+        self.draft.put(key::system("full_ratios"), encode(&ratios));
+        Ok(())
+    }
+
     /// A data server is up. Its places in groups are kept if its store is the same; after an unclean stop it is
     /// uncertain in all of them. Its previous session ends.
     pub fn register(&mut self, registration: &Registration<'_>) -> Result<()> {
@@ -185,11 +196,44 @@ impl Prep<'_> {
         let min_size = pool.map_or(1, |p| p.min_size) as usize;
         if *change == PgChange::Resign {
             self.resign(&mut config, from)?;
+        } else if let PgChange::Split { pg_num, holders } = change {
+            self.split(pg, &mut config, *pg_num, holders)?;
         } else {
             apply_change(&mut config, from, change, min_size)
                 .map_err(|why| MetaError::Refused(format!("group {pg}: {why}")))?;
         }
         self.put_group(pg, config);
+        Ok(())
+    }
+
+    /// The group's objects are shared out: the child comes into being with the same members. The pool has at least that
+    /// many groups then, also one that a backup restored as it was before.
+    fn split(
+        &mut self,
+        pg: PgId,
+        config: &mut PgConfig,
+        pg_num: u32,
+        holders: &[DataServerId],
+    ) -> Result<()> {
+        let Some(mut pool) = self.load::<Pool>(&key::map_pool(pg.pool))? else {
+            return Err(MetaError::Refused(format!("the pool of group {pg} does not exist")).into());
+        };
+        let from = config.pg_num;
+        let Some(child) = config.divide(pg.seed, pg_num, holders).filter(|_| pg_num <= PG_NUM_MAX) else {
+            let why = format!("group {pg} is at {from} groups and cannot be split for {pg_num}");
+            return Err(MetaError::Refused(why).into());
+        };
+        if pg_num > pool.pg_num {
+            pool.pg_num = pg_num;
+            self.draft.put(key::map_pool(pg.pool), encode(&pool));
+        }
+        let Some((seed, child)) = child else { return Ok(()) };
+        let child_pg = PgId { pool: pg.pool, seed };
+        if self.group(child_pg)?.is_some() {
+            let why = format!("group {child_pg} exists, group {pg} cannot be split into it");
+            return Err(MetaError::Refused(why).into());
+        }
+        self.put_group(child_pg, child);
         Ok(())
     }
 
@@ -296,6 +340,7 @@ fn apply_change(
             config.activated = true;
         }
         PgChange::Resign => return Err("who takes over is not decided here".into()),
+        PgChange::Split { .. } => return Err("two groups are not decided here".into()),
         PgChange::Drop(server) => {
             if *server == from {
                 return Err("a primary cannot drop itself".into());
@@ -344,7 +389,8 @@ mod tests {
 
     fn group() -> PgConfig {
         let in_sync = (1..=3).map(|server| member(server, false)).collect();
-        PgConfig { version: 1, primary: Some(DataServerId(1)), in_sync, learners: vec![], activated: true }
+        let primary = Some(DataServerId(1));
+        PgConfig { version: 1, primary, in_sync, learners: vec![], activated: true, pg_num: 4 }
     }
 
     fn start(server: u32, incarnation: u64, clean: bool) -> DataServerRegistration {

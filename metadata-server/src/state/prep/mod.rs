@@ -4,8 +4,10 @@
 //! leaves its changes in the draft; the first error abandons the draft, so no operation happens by half.
 
 pub(crate) mod data;
+mod deferral;
 pub(crate) mod lock;
 mod map;
+pub mod mend;
 mod name;
 mod node;
 pub(crate) mod pool;
@@ -108,6 +110,8 @@ impl<'a> Prep<'a> {
             }
             WriteOp::CancelWait { resource, waiter } => self.cancel_wait(session, resource, *waiter),
             WriteOp::BreakLock { name } => self.break_lock(name),
+            WriteOp::Defer(inode) => self.defer(session, *inode),
+            WriteOp::Settle { inode, changed, done } => self.settle(session, *inode, *changed, *done),
         }
     }
 

@@ -306,10 +306,11 @@ impl Prep<'_> {
             children_version: 0,
             acl_version: 0,
             ephemeral_owner: None,
+            deferred_by: None,
         }
     }
 
-    fn add_entry(&mut self, directory: &mut Inode, name: &EntryName, inode: &Inode, cookie: u64) {
+    pub(super) fn add_entry(&mut self, directory: &mut Inode, name: &EntryName, inode: &Inode, cookie: u64) {
         let parent = directory.attr.inode;
         let dentry = Dentry { inode: inode.attr.inode, kind: inode.attr.kind, cookie };
         self.draft.put(key::dentry(parent, name), encode(&dentry));
@@ -414,7 +415,7 @@ impl Prep<'_> {
         Ok(!self.draft.scan(&prefix, &key::prefix_end(&prefix), 1)?.is_empty())
     }
 
-    fn destroy(&mut self, inode: Inode) -> Result<()> {
+    pub(super) fn destroy(&mut self, inode: Inode) -> Result<()> {
         let id = inode.attr.inode;
         let prefix = key::prefix1(key::XATTR, id.0);
         for (name, _) in self.draft.scan(&prefix, &key::prefix_end(&prefix), usize::MAX)? {

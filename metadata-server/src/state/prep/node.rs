@@ -16,6 +16,7 @@ impl Prep<'_> {
     pub(super) fn setattr(&mut self, session: SessionId, id: InodeId, change: &SetAttr) -> Result<MetaReply> {
         let mut inode = self.inode(id)?;
         check_times(change)?;
+        self.check_deferral(session, &inode)?;
         if let Some(size) = change.size {
             self.resize(session, &mut inode, size)?;
         }

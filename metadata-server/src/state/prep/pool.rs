@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 /// Most replicas.
 const SIZE_MAX: u32 = 7;
 /// Most placement groups of one pool: their configurations have to fit into one transaction.
-const PG_NUM_MAX: u32 = 4096;
+pub(super) const PG_NUM_MAX: u32 = 4096;
 /// Placement groups of a pool for which nobody says how many: enough for tens of servers, cheap for three.
 pub(super) const PG_NUM_DEFAULT: u32 = 32;
 /// Bounds of the chunk size in bytes. Objects are no larger than the upper one, see the data servers' stores.
@@ -115,16 +115,17 @@ impl Prep<'_> {
                 "the chunk size of pool '{name}' is fixed since its creation: make another pool for it"
             ));
         }
-        if settings.pg_num.is_some_and(|number| number != old.pg_num) {
+        if settings.pg_num.is_some_and(|number| number < old.pg_num) {
             return refused(format!(
-                "pool '{name}' has {} placement groups for good, as groups are not split yet: make another pool \
-                 with more of them and copy the files there",
+                "pool '{name}' has {} placement groups, and groups are split but never merged: make another pool \
+                 with fewer of them and copy the files there",
                 old.pg_num
             ));
         }
         let pool = Pool {
             size: settings.size.unwrap_or(old.size),
             min_size: settings.min_size.unwrap_or(old.min_size),
+            pg_num: settings.pg_num.unwrap_or(old.pg_num),
             rule: self.rule_of(settings, old.rule)?,
             inline_limit: settings.inline_limit.unwrap_or(old.inline_limit),
             ..old

@@ -11,6 +11,7 @@ mod coherence;
 mod crash;
 mod disks;
 mod failover;
+mod fsck;
 mod load;
 mod locks;
 mod maintenance;
@@ -21,7 +22,9 @@ mod programs;
 mod recovery;
 mod scene;
 mod security;
+mod space;
 mod suites;
+mod times;
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -96,6 +99,7 @@ fn all() -> Vec<Test> {
         programs::TESTS,
         suites::TESTS,
         coherence::TESTS,
+        times::TESTS,
         locks::TESTS,
         security::TESTS,
         bounds::TESTS,
@@ -107,6 +111,8 @@ fn all() -> Vec<Test> {
         recovery::TESTS,
         membership::TESTS,
         backup::TESTS,
+        fsck::TESTS,
+        space::TESTS,
         failover::TESTS,
         power::TESTS,
     ]

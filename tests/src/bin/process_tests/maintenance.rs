@@ -97,12 +97,7 @@ fn scrub_rot(scene: &Scene) -> anyhow::Result<()> {
     })?;
     let flipped = flip_bytes_of(&cluster, Server::data(1))?;
     println!("{flipped} bytes flipped");
-    let begun = unix_seconds();
-    zabfs(&cluster, &["scrub", "start", "--deep"], HEAL_LIMIT)?.success()?;
-    wait_until("every group to be read", HEAL_LIMIT, || {
-        let (oldest, _) = read_ends(&cluster).map_err(|error| format!("{error:#}"))?;
-        if oldest >= begun { Ok(()) } else { Err(format!("one was read at {oldest}, it is {begun}")) }
-    })?;
+    deep_scrub(&cluster)?;
     let status = zabfs(&cluster, &["status"], HEAL_LIMIT)?.success()?;
     ensure!(status.contains("scrubs found"), "nothing was found: {status}");
     // Server 1 alone is asked for what the others had to repair: whatever it reads now is right.
@@ -114,6 +109,17 @@ fn scrub_rot(scene: &Scene) -> anyhow::Result<()> {
     }
     let after = cluster.status()?.data_server(1).map_or(0, |server| server.corrupt_blocks);
     ensure!(after == counted, "readers still found {} corrupt blocks", after - counted);
+    Ok(())
+}
+
+/// Has every block of every group read.
+pub(crate) fn deep_scrub(cluster: &Cluster) -> anyhow::Result<()> {
+    let begun = unix_seconds();
+    zabfs(cluster, &["scrub", "start", "--deep"], HEAL_LIMIT)?.success()?;
+    wait_until("every group to be read", HEAL_LIMIT, || {
+        let (oldest, _) = read_ends(cluster).map_err(|error| format!("{error:#}"))?;
+        if oldest >= begun { Ok(()) } else { Err(format!("one was read at {oldest}, it is {begun}")) }
+    })?;
     Ok(())
 }
 

@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use cluster_tests::harness::{Cluster, Options, Server, Signal, Target, wait_until};
+use cluster_tests::workload::bytes;
 
 use crate::Row;
 use crate::load::Load;
-use crate::maintenance::zabfs;
+use crate::maintenance::{deep_scrub, zabfs};
 use crate::scene::Scene;
 
-pub(crate) const TESTS: &[Row] =
-    &[("pools::a_pool_changes_under_load_while_a_data_server_dies", (240, 400), changes_under_load)];
+pub(crate) const TESTS: &[Row] = &[
+    ("pools::a_pool_changes_under_load_while_a_data_server_dies", (240, 400), changes_under_load),
+    ("pools::a_pool_gets_more_groups_under_load_while_a_data_server_dies", (240, 400), splits_under_load),
+];
 
 const HEAL_LIMIT: Duration = Duration::from_secs(120);
 
@@ -95,7 +98,7 @@ fn changes_under_load(scene: &Scene) -> anyhow::Result<()> {
     finished.verify()?;
     println!("{} files and {} rows, all there", finished.written.len(), finished.rows);
 
-    refusal(&cluster, "set fast pg_num 32", "not split")?;
+    refusal(&cluster, "set fast pg_num 8", "never merged")?;
     refusal(&cluster, "remove fast", "files and directories")?;
     refusal(&cluster, "set data size=1", "min_size")?;
     let below = inside.join("below");
@@ -112,6 +115,63 @@ fn changes_under_load(scene: &Scene) -> anyhow::Result<()> {
     settle(&cluster)?;
     let total: u32 = cluster.status()?.groups.values().sum();
     ensure!(total == 32, "{total} placement groups are left");
+    Ok(())
+}
+
+/// Whole files, read again through another mount.
+const FILES: u64 = 40;
+const FILE_BYTES: usize = 300_000;
+
+/// From 4 groups to 24, of which some have twice the objects, and on to 32.
+fn splits_under_load(scene: &Scene) -> anyhow::Result<()> {
+    let cluster = scene.cluster_with(&Options { data: 4, ..Options::default() })?;
+    let mnt = scene.mount(&cluster, "mnt")?;
+    order(&cluster, "create few --size 3 --min-size 2 --pg-num 4 --inline-limit 4K --chunk-size 64K")?;
+    let inside = mnt.join("inside");
+    fs::create_dir(&inside)?;
+    choose_pool(&inside, "few")?;
+    for number in 0..FILES {
+        fs::write(inside.join(format!("f{number}")), bytes(number, FILE_BYTES))?;
+    }
+    let load = Load::start(&inside, &scene.scratch("load")?, scene.seed())?;
+    load.wait_for_files(3, Duration::from_secs(60))?;
+
+    order(&cluster, "set few pg_num 24")?;
+    cluster.kill(&Target::Server(Server::data(2)), Signal::KILL)?;
+    load.wait_for_progress(Duration::from_secs(60))?;
+    // Before the first split is done everywhere.
+    order(&cluster, "set few pg_num 32")?;
+    refusal(&cluster, "set few pg_num 24", "never merged")?;
+    cluster.start(Server::data(2))?;
+    cluster.wait_status("64 groups that are where they should be", HEAL_LIMIT, |status| {
+        status.missing(3, 4)?;
+        match (status.recovering, status.groups.values().sum::<u32>()) {
+            (0, 64) => Ok(()),
+            (left, groups) => Err(format!("{left} objects are to be copied, there are {groups} groups")),
+        }
+    })?;
+    load.check().map_err(|error| cluster.with_logs(error))?;
+    load.wait_for_progress(Duration::from_secs(30))?;
+    let finished = load.finish()?;
+    finished.verify()?;
+    let fresh = scene.mount(&cluster, "fresh")?;
+    for number in 0..FILES {
+        let found = fs::read(fresh.join(format!("inside/f{number}")))?;
+        ensure!(found == bytes(number, FILE_BYTES), "file {number} differs");
+    }
+    println!("{} files and {} rows, all there", finished.written.len(), finished.rows);
+    deep_scrub(&cluster)?;
+    let status = zabfs(&cluster, &["status"], HEAL_LIMIT)?.success()?;
+    ensure!(!status.contains("scrubs found"), "copies differ: {status}");
+    let shown = order(&cluster, "show few")?;
+    ensure!(shown.contains("groups          32 active+clean"), "{shown}");
+    // Purges find every object, wherever it is by now.
+    fs::remove_dir_all(&inside)?;
+    wait_until("the objects to be gone", HEAL_LIMIT, || {
+        let shown = order(&cluster, "show few --json").map_err(|error| format!("{error:#}"))?;
+        let shown: serde_json::Value = serde_json::from_str(&shown).map_err(|error| error.to_string())?;
+        if shown["objects"] == 0 { Ok(()) } else { Err(format!("{} are left", shown["objects"])) }
+    })?;
     Ok(())
 }
 

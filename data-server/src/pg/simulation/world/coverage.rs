@@ -35,8 +35,8 @@ impl Coverage {
 }
 
 impl World {
-    pub(super) fn cover(&mut self, server: DataServerId, what: &'static str) {
-        let phase = self.nodes[&server].replica.as_ref().map_or("stopped", Replica::phase);
+    pub(super) fn cover(&mut self, server: DataServerId, pg: PgId, what: &'static str) {
+        let phase = self.nodes[&server].replicas.get(&pg).map_or("not there", Replica::phase);
         self.coverage.note(what, phase);
     }
 
@@ -48,25 +48,30 @@ impl World {
             Event::Lease { server, .. } => (4, server.0),
             Event::Register(server) => (5, server.0),
             Event::Map { server, .. } => (6, server.0),
-            Event::Deliver { from, to, payload, .. } => (7, from.0 ^ to.0 << 8 ^ crc32c::crc32c(payload)),
+            Event::Deliver { from, to, pg, payload, .. } => {
+                (7, from.0 ^ to.0 << 8 ^ pg.seed << 16 ^ crc32c::crc32c(payload))
+            }
             Event::LinkUp { a, b } => (8, a.0 ^ b.0 << 8),
             Event::Written(server, _) => (9, server.0),
             Event::Durable(server, _) => (10, server.0),
             Event::Room(server, _) => (11, server.0),
-            Event::Propose { from, .. } => (12, from.0),
+            Event::Propose { from, pg, .. } => (12, from.0 ^ pg.seed << 16),
             Event::MetaTick => (13, 0),
             Event::Restart(server) => (14, server.0),
-            Event::Request { server, payload, .. } => (15, server.0 ^ crc32c::crc32c(payload)),
+            Event::Request { server, pg, payload, .. } => {
+                (15, server.0 ^ pg.seed << 16 ^ crc32c::crc32c(payload))
+            }
             Event::Answer { client, payload, .. } => (16, *client as u32 ^ crc32c::crc32c(payload)),
             Event::ClientStep(client) => (17, *client as u32),
             Event::Fault => (18, 0),
             Event::Forget(server) => (19, server.0),
+            Event::ClientMap { client, .. } => (20, *client as u32),
         };
         self.digest_in(self.now);
         self.digest_in(what << 32 | u64::from(server));
     }
 
-    pub(super) fn note_output(&mut self, server: DataServerId, output: &Output) {
+    pub(super) fn note_output(&mut self, server: DataServerId, pg: PgId, output: &Output) {
         let what = match output {
             Output::Send { message, .. } => name_of(message),
             Output::Reply { response: Ok(_), .. } => "reply",
@@ -77,10 +82,13 @@ impl World {
             Output::FetchMap => "map",
             Output::CorruptBlock => "corrupt",
             Output::Copied { .. } => "copied",
+            Output::Born { .. } => "born",
             Output::Removed => "removed",
             Output::Fatal(_) => "fatal",
         };
-        self.digest_in(u64::from(crc32c::crc32c(what.as_bytes())) << 32 | u64::from(server.0));
+        self.digest_in(
+            u64::from(crc32c::crc32c(what.as_bytes())) << 32 | u64::from(server.0 ^ pg.seed << 16),
+        );
     }
 
     /// FNV-1a, a word at a time.
@@ -98,6 +106,7 @@ pub(super) fn name_of_request(request: &DataRequest) -> &'static str {
         DataRequest::Sync { .. } => "fsync",
         DataRequest::Scrub { .. } => "scrub",
         DataRequest::TrimInode { .. } => "trim",
+        DataRequest::List { .. } => "list",
     }
 }
 

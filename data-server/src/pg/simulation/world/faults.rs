@@ -1,8 +1,17 @@
-//! What goes wrong: processes, machines, links, disks, contact with the metadata cluster.
+//! What goes wrong, and what administrators do meanwhile.
 
 use super::*;
 
 impl World {
+    /// Fences a client's session: from the answer on, others that heard of it see nothing new of it.
+    pub(in crate::pg::simulation) fn fence(&mut self, client: usize) {
+        let before = self.meta.epoch;
+        let session = self.clients.session(client);
+        let epoch = self.meta.fence(session);
+        self.clients.fenced(client, epoch, self.now);
+        self.publish(before);
+    }
+
     pub(super) fn fault(&mut self) {
         if self.faults.every_ms == 0 {
             return;
@@ -11,13 +20,7 @@ impl World {
         let ids = self.ids();
         let one = ids[self.rng.below(ids.len() as u64) as usize];
         let other = ids[self.rng.below(ids.len() as u64) as usize];
-        let kind = self.rng.below(if self.faults.disks {
-            20
-        } else if self.faults.resize {
-            12
-        } else {
-            11
-        });
+        let kind = self.kind_of_fault();
         if self.trace {
             println!("{} fault {kind} {one} {other}", self.now);
         }
@@ -49,10 +52,11 @@ impl World {
             }
             7 => {
                 let before = self.meta.epoch;
-                self.meta.move_primary(one);
+                let pg = self.any_group();
+                self.meta.move_primary(pg, one);
                 self.publish(before);
             }
-            8 if self.nodes[&one].replica.is_some() => {
+            8 if self.nodes[&one].alive => {
                 let incarnation = self.nodes[&one].incarnation;
                 let node = self.node(one);
                 node.store.busy = true;
@@ -74,11 +78,32 @@ impl World {
                     self.fence(client);
                 }
             }
-            12.. => self.disk_or_link_fault(kind, one, other),
+            12..20 => self.disk_or_link_fault(kind, one, other),
+            20 | 21 => {
+                let more = 1 + self.rng.below(u64::from(self.meta.pg_num)) as u32;
+                self.grow(more);
+            }
+            22 => {
+                let before = self.meta.epoch;
+                let pg = self.any_group();
+                self.meta.migrate(pg, one);
+                self.publish(before);
+            }
             _ => {}
         }
         let delay = 1 + self.rng.below(2 * self.faults.every_ms);
         self.at(delay, Event::Fault);
+    }
+
+    /// Those of disks and links are 12 to 19, what administrators do with groups is from 20 on.
+    fn kind_of_fault(&mut self) -> u64 {
+        let ordinary = match self.faults {
+            Faults { disks: true, .. } => 20,
+            Faults { split: true, .. } | Faults { resize: true, .. } => 12,
+            _ => 11,
+        };
+        let kind = self.rng.below(ordinary + if self.faults.split { 3 } else { 0 });
+        if kind < ordinary { kind } else { 20 + kind - ordinary }
     }
 
     /// What a slow disk adds to a write or a sync, in milliseconds.
@@ -150,7 +175,6 @@ impl World {
         self.stop(server, false, None);
         let node = self.node(server);
         node.destroyed = true;
-        node.replica = None;
         node.store = SimStore::default();
         let fresh = DataServerId(self.nodes.len() as u32);
         self.nodes.insert(fresh, Node::default());
@@ -160,28 +184,53 @@ impl World {
         self.at(delay, Event::Forget(server));
     }
 
-    /// At least one certain member beside this one runs and holds everything.
+    /// The pool wants more groups.
+    pub(in crate::pg::simulation) fn grow(&mut self, more: u32) {
+        let before = self.meta.epoch;
+        self.meta.set_pg_num((self.meta.pg_num + more).min(GROUPS_MAX));
+        self.publish(before);
+    }
+
+    /// A backup is restored, and every server registers again.
+    pub(in crate::pg::simulation) fn restore(&mut self, pg_num: u32, groups: BTreeMap<PgId, PgConfig>) {
+        let before = self.meta.epoch;
+        self.kill_all();
+        self.meta.restore(pg_num, groups);
+        self.publish(before);
+    }
+
+    fn any_group(&mut self) -> PgId {
+        let count = self.meta.groups.len() as u64;
+        let nth = if count == 1 { 0 } else { self.rng.below(count) };
+        self.meta.groups.keys().nth(nth as usize).copied().unwrap_or(PG)
+    }
+
+    /// All certain members beside this one run and hold everything.
     fn others_are_whole(&self, server: DataServerId) -> bool {
-        let holds = |id: &DataServerId| {
-            let node = &self.nodes[id];
-            !node.destroyed && node.replica.as_ref().is_some_and(Replica::is_complete)
+        let whole = |(pg, config): (&PgId, &PgConfig)| {
+            let holds = |id: &DataServerId| {
+                let node = &self.nodes[id];
+                !node.destroyed && node.replicas.get(pg).is_some_and(Replica::is_complete)
+            };
+            config.certain().filter(|m| m.server != server).all(|m| holds(&m.server))
         };
-        self.meta.is_healthy()
-            && self.meta.config.certain().filter(|m| m.server != server).all(|m| holds(&m.server))
+        self.meta.is_healthy() && self.meta.groups.iter().all(whole)
     }
 
     /// One machine at a time, with no other fault that takes bytes: what was not synced survives any one server,
     /// not any two.
     fn may_lose_power(&self, server: DataServerId) -> bool {
         let intact = |(id, node): (&DataServerId, &Node)| {
-            let complete = !node.store.is_incomplete(PG);
             let own = *id == server || node.destroyed;
-            (own || (node.clean && complete)) && node.store.is_honest()
+            let complete = || !node.store.is_incomplete(self.meta.groups.keys().copied());
+            (own || (node.clean && complete())) && node.store.is_honest()
         };
-        let others = self.meta.config.certain().filter(|m| m.server != server);
-        let settled = self.meta.config.in_sync.iter().all(|m| !m.uncertain);
-        let whole = |m: &protocol::map::Member| !self.nodes[&m.server].destroyed;
-        settled && others.filter(|m| whole(m)).count() >= 1 && self.nodes.iter().all(intact)
+        let backed = |config: &PgConfig| {
+            let others = config.certain().filter(|m| m.server != server);
+            let whole = others.filter(|m| !self.nodes[&m.server].destroyed);
+            config.in_sync.iter().all(|m| !m.uncertain) && whole.count() >= 1
+        };
+        self.meta.groups.values().all(backed) && self.nodes.iter().all(intact)
     }
 
     /// Damages an object on one server, if all others in sync are intact.
@@ -195,6 +244,51 @@ impl World {
         if !keys.is_empty() {
             let key = keys[self.rng.below(keys.len() as u64) as usize];
             self.node(server).store.damaged.insert(key);
+        }
+    }
+
+    /// All servers but one do nothing for a while.
+    pub(in crate::pg::simulation) fn hold_up_others(&mut self, server: DataServerId, for_ms: u64) {
+        let until = self.now + for_ms;
+        self.nodes
+            .iter_mut()
+            .filter(|(id, _)| **id != server)
+            .for_each(|(_, node)| node.paused_until = until);
+    }
+
+    /// The process or its machine stops; it comes back after so many milliseconds, or never.
+    pub(in crate::pg::simulation) fn stop(
+        &mut self,
+        server: DataServerId,
+        power_loss: bool,
+        restart_after: Option<u64>,
+    ) {
+        if !self.nodes[&server].alive {
+            return;
+        }
+        for other in self.ids().into_iter().filter(|other| *other != server) {
+            *self.links.entry(pair(server, other)).or_default() += 1;
+            self.with_all(other, |replica, cx| replica.handle_link(cx, server, false));
+        }
+        let least = self.nodes[&server].store.least_kept(power_loss);
+        let most = self.nodes[&server].store.submitted();
+        let keep = least + self.rng.below(most - least + 1);
+        let node = self.node(server);
+        node.store.crash(keep);
+        node.alive = false;
+        node.replicas.clear();
+        node.tokens.clear();
+        node.requests.clear();
+        node.syncs.clear();
+        node.clean &= !power_loss;
+        node.sync_scheduled = false;
+        node.sync_wanted = 0;
+        node.write_scheduled = false;
+        node.room_scheduled = false;
+        // Nothing that is under way may reach the next start.
+        node.incarnation += 1;
+        if let Some(restart_after) = restart_after {
+            self.at(restart_after, Event::Restart(server));
         }
     }
 }

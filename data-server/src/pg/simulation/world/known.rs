@@ -14,14 +14,15 @@ impl World {
 
     /// The primary writes an object that no client knows.
     pub(in crate::pg::simulation) fn write_known(&mut self, inode: u64, number: u64) {
-        let Some(primary) = self.meta.config.primary else { return };
+        let Some(primary) = self.meta.config().primary else { return };
         let payload = Bytes::from(vec![inode as u8; CHUNK as usize - (inode % 7) as usize]);
         let request = RequestId { session: SessionId(9000), sequence: number, low_water: 0 };
         let object = protocol::ObjectId { pool: PG.pool, inode: protocol::InodeId(inode), chunk: 0 };
-        let context = protocol::data::ObjectContext { object, truncations: Vec::new(), fence: MapEpoch(0) };
+        let context =
+            protocol::data::ObjectContext { object, pg_num: 1, truncations: Vec::new(), fence: MapEpoch(0) };
         let body = DataRequest::Write { request, context, offset: 0, crc: crc32c::crc32c(&payload) };
         let token = RequestToken(u64::MAX - number);
-        self.with(primary, |replica, cx| replica.handle_request(cx, token, body, payload));
+        self.with(primary, PG, |replica, cx| replica.handle_request(cx, token, body, payload));
     }
 
     /// Objects of these inodes on a server.
@@ -49,8 +50,8 @@ impl World {
 
     /// Begins a deep scrub, if there is a primary.
     pub(in crate::pg::simulation) fn scrub(&mut self) {
-        if let Some(primary) = self.meta.config.primary {
-            self.with(primary, |replica, cx| {
+        if let Some(primary) = self.meta.config().primary {
+            self.with(primary, PG, |replica, cx| {
                 replica.handle_scrub_start(cx, true);
             });
         }
@@ -58,13 +59,13 @@ impl World {
 
     /// No scrub is under way.
     pub(in crate::pg::simulation) fn is_scrubbed(&self) -> bool {
-        let primary = self.meta.config.primary.and_then(|id| self.nodes[&id].replica.as_ref());
+        let primary = self.meta.config().primary.and_then(|id| self.nodes[&id].replicas.get(&PG));
         primary.is_some_and(|r| r.is_active() && !r.is_scrubbing() && !r.wants_credit())
     }
 
     /// What the primary says of scrubs.
     pub(in crate::pg::simulation) fn scrub_record(&self) -> Option<protocol::replication::ScrubRecord> {
-        let primary = self.meta.config.primary.and_then(|id| self.nodes[&id].replica.as_ref());
+        let primary = self.meta.config().primary.and_then(|id| self.nodes[&id].replicas.get(&PG));
         Some(primary?.report()?.scrub)
     }
 
@@ -72,10 +73,16 @@ impl World {
     pub(in crate::pg::simulation) fn describe(&self) -> String {
         let node = |(id, node): (&DataServerId, &Node)| {
             let lease = node.lease_until;
-            let state = node.replica.as_ref().map(Replica::describe);
+            let state: Vec<String> = node
+                .replicas
+                .iter()
+                .map(|(pg, replica)| format!("\n  {pg}: {}", replica.describe()))
+                .collect();
             format!(
-                "server {id} (incarnation {}, lease {lease}, now {}): {state:?}",
-                node.incarnation, self.now
+                "server {id} (incarnation {}, lease {lease}, now {}): {}",
+                node.incarnation,
+                self.now,
+                state.concat()
             )
         };
         self.nodes.iter().map(node).collect::<Vec<_>>().join("\n")
@@ -83,16 +90,19 @@ impl World {
 
     /// Requests that a living server has and does not answer.
     pub(in crate::pg::simulation) fn unanswered(&self) -> usize {
-        self.nodes.values().filter(|node| node.replica.is_some()).map(|node| node.tokens.len()).sum()
+        self.nodes.values().filter(|node| node.alive).map(|node| node.tokens.len()).sum()
     }
 
-    /// Members that hold what was synced, and know it.
+    /// Servers that hold what was synced in every group, and know it.
     fn may_be_left(&self) -> Vec<DataServerId> {
-        let fit = |m: &protocol::map::Member| {
-            let node = &self.nodes[&m.server];
-            node.clean && node.incarnation == m.incarnation && node.replica.is_some()
+        let fit = |server: &DataServerId| {
+            let node = &self.nodes[server];
+            let certain = |config: &PgConfig| {
+                config.certain().any(|m| m.server == *server && m.incarnation == node.incarnation)
+            };
+            node.clean && node.alive && self.meta.groups.values().all(certain)
         };
-        self.meta.config.certain().filter(|m| fit(m)).map(|m| m.server).collect()
+        self.ids().into_iter().filter(fit).collect()
     }
 
     pub(in crate::pg::simulation) fn may_lose_all_but_one(&self) -> bool {
@@ -102,7 +112,7 @@ impl World {
     /// All members are lost but one, and the power fails there too. Everybody waits for the others until an
     /// administrator says that they will not come back.
     pub(in crate::pg::simulation) fn lose_all_but_one(&mut self) {
-        self.acknowledged.0 = self.acknowledged.0.min(self.synced);
+        self.forget_unsynced();
         let fit = self.may_be_left();
         let left = fit[self.rng.below(fit.len() as u64) as usize];
         let lost: Vec<DataServerId> = self.ids().into_iter().filter(|id| *id != left).collect();
@@ -110,9 +120,9 @@ impl World {
         self.stop(left, true, Some(50));
     }
 
-    /// Requests and truncation floors that a server remembers.
-    fn remembered(&self, server: DataServerId) -> Option<Remembered> {
-        let copy = &self.nodes[&server].replica.as_ref()?.group.copy;
+    /// Requests and truncation floors that a server remembers in a group.
+    fn remembered(&self, server: DataServerId, pg: PgId) -> Option<Remembered> {
+        let copy = &self.nodes[&server].replicas.get(&pg)?.group.copy;
         let image = copy.table.image(copy.head());
         let session = |s: &protocol::replication::SessionImage| {
             (s.session.0, s.low_water, s.done.iter().map(|(number, _)| *number).collect())
@@ -120,23 +130,40 @@ impl World {
         Some((image.sessions.iter().map(session).collect(), image.floors))
     }
 
-    /// What differs between the in-sync members, if something does.
+    /// What differs between the in-sync members of a group, or is where it does not belong, if something is.
     pub(in crate::pg::simulation) fn divergence(&self) -> Option<String> {
-        let members: Vec<DataServerId> = self.meta.config.in_sync.iter().map(|m| m.server).collect();
+        self.meta.groups.iter().find_map(|(pg, config)| self.divergence_of(*pg, config))
+    }
+
+    fn divergence_of(&self, pg: PgId, config: &PgConfig) -> Option<String> {
+        let objects = |server: &DataServerId| -> Objects {
+            let all = self.nodes[server].store.objects().iter();
+            all.filter(|(key, _)| key.pg == pg.to_u64()).map(|(k, o)| (*k, o.clone())).collect()
+        };
+        let members: Vec<DataServerId> = config.in_sync.iter().map(|m| m.server).collect();
         let (first, others) = members.split_first()?;
-        let expected = self.nodes[first].store.objects();
+        let expected = objects(first);
+        let belongs = |key: &&crate::store::ObjectKey| {
+            let (inode, chunk) = (protocol::InodeId(key.inode), key.chunk);
+            protocol::ObjectId { pool: pg.pool, inode, chunk }.pg(config.pg_num) == pg
+        };
+        if let Some(key) = expected.keys().find(|key| !belongs(key)) {
+            return Some(format!("{key} on server {first} belongs to another group"));
+        }
         for other in others {
-            let (ours, theirs) = (self.remembered(*first), self.remembered(*other));
+            let (ours, theirs) = (self.remembered(*first, pg), self.remembered(*other, pg));
             if ours != theirs {
-                return Some(format!("servers {first} and {other} remember {ours:?} and {theirs:?}"));
+                return Some(format!(
+                    "group {pg}: servers {first} and {other} remember {ours:?} and {theirs:?}"
+                ));
             }
-            let objects = self.nodes[other].store.objects();
+            let objects = objects(other);
             if objects != expected {
                 let differing = expected.iter().find(|(key, object)| objects.get(key) != Some(object));
                 let extra = objects.iter().find(|(key, _)| !expected.contains_key(key));
                 let there = differing.and_then(|(key, _)| objects.get(key));
                 return Some(format!(
-                    "servers {first} and {other} differ: {differing:?} {there:?} {extra:?}"
+                    "group {pg}: servers {first} and {other} differ: {differing:?} {there:?} {extra:?}"
                 ));
             }
         }
