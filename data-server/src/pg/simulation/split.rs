@@ -70,7 +70,7 @@ fn a_primary_that_stops_in_a_split_undoes_or_completes_it() {
         let mut world = run(seed, faults(0), 1500);
         for _ in 0..3 {
             assert!(
-                world.run_until(20_000, |world| world.meta.is_healthy()),
+                world.run_until(60_000, |world| world.meta.is_healthy()),
                 "seed {seed}: {}",
                 world.describe()
             );
@@ -109,7 +109,7 @@ fn a_split_without_faults_is_done_in_a_moment_and_clients_go_on() {
         assert!(world.run_until(5000, |world| world.meta.is_healthy()), "seed {seed}: {}", world.describe());
         world.run_until(2000, |_| false);
         let done = world.clients.done() - before;
-        assert!(done > 40, "seed {seed}: only {done} operations");
+        assert!(done > 20, "seed {seed}: only {done} operations");
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }

@@ -32,7 +32,9 @@ impl World {
 
     /// The group that a split made is on the disk of every certain member.
     pub(super) fn check_split(&mut self, parent: PgId, child: PgId) {
-        let synced = self.synced.get(&parent).copied().unwrap_or(0);
+        // One that was there before a backup was restored goes on from where it was.
+        let known = self.synced.get(&child).or(self.synced.get(&parent));
+        let synced = known.copied().unwrap_or(0);
         let members: Vec<_> = self.meta.groups[&child].certain().copied().collect();
         for member in members {
             let node = &self.nodes[&member.server];

@@ -237,7 +237,10 @@ impl World {
     fn damage(&mut self, server: DataServerId) {
         let intact = self.nodes.iter().all(|(id, node)| *id == server || node.store.is_honest());
         let uncertain = self.nodes.values().any(|node| !node.clean);
-        if !intact || uncertain || !self.meta.is_healthy() {
+        // A machine that is gone is a member until somebody says so.
+        let mut members = self.meta.groups.values().flat_map(|config| &config.in_sync);
+        let lost = members.any(|m| self.nodes[&m.server].destroyed);
+        if !intact || uncertain || lost || !self.meta.is_healthy() {
             return;
         }
         let keys: Vec<_> = self.nodes[&server].store.objects().keys().copied().collect();
