@@ -19,6 +19,7 @@ fn groups_are_split_among_faults_and_lose_nothing() {
             power_loss: true,
             damage: seed.is_multiple_of(5),
             resize: seed.is_multiple_of(3),
+            disks: seed.is_multiple_of(2),
             ..faults(300)
         };
         let mut world = run(seed, faults, 8000);
