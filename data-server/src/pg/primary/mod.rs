@@ -357,7 +357,9 @@ impl Primary {
             } else if peer.waiting_since.is_none() {
                 peer.waiting_since = Some(cx.now);
             }
-            if !peer.has_in_flight() {
+            // One that is to become certain has something to say until it has everything.
+            let catches_up = !peer.needed() && peer.is_whole() && peer.written < head;
+            if !peer.has_in_flight() && !catches_up {
                 peer.quiet_since = None;
             } else if peer.quiet_since.is_none() {
                 peer.quiet_since = Some(cx.now);
