@@ -1,6 +1,9 @@
 //! The known bugs that `scripts/mutants` brings back, and which suite has to notice each.
 //!
-//! `zab::mutant` is the switch. Every switch in the sources has a row here and every row a switch (a test compares).
+//! `zab::mutant` (`protocol::mutant` where zab is not seen) is the switch. Every switch in the sources has a row here or
+//! in `data` and every row a switch (a test compares).
+
+mod data;
 
 /// Something that may notice a bug. Each is a bounded run with fixed seeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +22,19 @@ pub enum Suite {
     Namespace,
     /// Unit tests of the metadata server, its log on failing disks among them.
     Units,
+    /// A placement group: its rules, and its simulation.
+    Groups,
+    /// The chunk store: beside its model, on disks that fail, lose and damage.
+    Chunks,
+    /// The client library, beside small servers.
+    Client,
+}
+
+impl Suite {
+    /// Whether it is about the data servers or their clients: those are built on their own.
+    pub fn is_of_data(self) -> bool {
+        matches!(self, Self::Groups | Self::Chunks | Self::Client)
+    }
 }
 
 /// A known bug.
@@ -26,7 +42,8 @@ pub enum Suite {
 pub struct Mutant {
     /// As in the sources.
     pub name: &'static str,
-    /// The row of the list of other implementations' bugs, or the rule of the design.
+    /// The row of the list of other implementations' bugs, or the rule of the design; begins with "data" where it is
+    /// about file contents.
     pub lesson: &'static str,
     /// What is broken.
     pub broken: &'static str,
@@ -52,7 +69,12 @@ const fn mutant(
 }
 
 /// All of them.
-pub const MUTANTS: &[Mutant] = &[
+pub fn all() -> impl Iterator<Item = &'static Mutant> {
+    MUTANTS.iter().chain(data::MUTANTS)
+}
+
+/// Those of zab and of the metadata.
+const MUTANTS: &[Mutant] = &[
     mutant(
         "no-proposals-before-newleader-ack",
         "1",
@@ -260,11 +282,11 @@ mod tests {
     fn every_switch_has_a_row_and_every_row_a_switch() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
         let mut found = BTreeSet::new();
-        for sources in ["zab/src", "metadata-server/src"] {
+        for sources in ["zab/src", "metadata-server/src", "data-server/src", "fs-client/src"] {
             switches(&root.join(sources), &mut found);
         }
-        let listed: BTreeSet<String> = MUTANTS.iter().map(|mutant| mutant.name.to_owned()).collect();
-        assert_eq!(listed.len(), MUTANTS.len(), "a name is listed twice");
+        let listed: BTreeSet<String> = all().map(|mutant| mutant.name.to_owned()).collect();
+        assert_eq!(listed.len(), all().count(), "a name is listed twice");
         assert_eq!(found, listed);
     }
 }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use protocol::replication::{
     Cursor, Fill, GroupObject, LogEntry, LogOp, Position, ScrubRecord, TableImage, Unit,
 };
-use protocol::{InodeId, ObjectId, PgId, split};
+use protocol::{InodeId, ObjectId, PgId, mutant, split};
 use serde::{Deserialize, Serialize};
 
 use super::log::OpLog;
@@ -229,7 +229,7 @@ impl LocalCopy {
     /// What may be acknowledged: an incomplete copy has nothing beyond what it had when it became so.
     pub(super) fn reached(&self) -> Reached {
         let cap = self.fill.as_ref().map(|fill| fill.base.sequence).or(self.whole_at.map(|(_, base)| base));
-        let cap = cap.unwrap_or(u64::MAX);
+        let cap = cap.filter(|_| !mutant!("incomplete-copy-acknowledges")).unwrap_or(u64::MAX);
         let Reached { written, durable, processed } = self.reached;
         Reached { written: written.min(cap), durable: durable.min(cap), processed }
     }
@@ -383,7 +383,13 @@ impl LocalCopy {
             from: log_key(self.pg, 0),
             to: log_key(self.pg, first + count as u64),
         });
-        let image = self.table.image(self.head());
+        let mut image = self.table.image(self.head());
+        if mutant!("requests-forgotten-with-the-log") {
+            image.sessions.clear();
+        }
+        if mutant!("floors-forgotten-with-the-log") {
+            image.floors.clear();
+        }
         ops.push(Op::PutMeta { key: table_key(self.pg), value: encode(&image) });
         count
     }
@@ -561,6 +567,9 @@ impl LocalCopy {
             Op::PutMeta { key: table_key(self.pg), value: encode(table) },
             Op::PutMeta { key: fill_key(self.pg), value: encode(&fill) },
         ];
+        if mutant!("fill-marker-in-memory") {
+            ops.pop();
+        }
         let mut previous_allocated = 0;
         for entry in &log {
             let record = LogRecord { entry: entry.clone(), previous_allocated };
@@ -599,10 +608,12 @@ impl LocalCopy {
         let base = fill.base.sequence;
         let submitted = self.submit(cx, vec![Op::DeleteMeta { key: fill_key(self.pg) }], true)?;
         self.fill = None;
-        self.whole_at = Some((submitted.ticket, base));
+        self.whole_at = Some((submitted.ticket, base)).filter(|_| !mutant!("filled-copy-is-written-at-once"));
         // What was copied is younger than the operations before it: only a later sync covers it.
-        self.reached.durable = self.reached.durable.min(base);
-        self.syncs.clear();
+        if !mutant!("filled-copy-is-durable-at-once") {
+            self.reached.durable = self.reached.durable.min(base);
+            self.syncs.clear();
+        }
         Ok(())
     }
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use protocol::DataServerId;
 use protocol::replication::{
     Cursor, Fill, GroupObject, LogEntry, LogOp, PeerMessage, Position, Push, Run, StreamBody, Unit,
 };
+use protocol::{DataServerId, mutant};
 
 use super::copy::{OpBytes, Reached, Tail, split_tail};
 use super::group::Group;
@@ -115,6 +115,8 @@ impl MemberRole {
             .link
             .as_ref()
             .is_some_and(|link| link.primary == from && link.number == number && link.next == index);
+        let in_order = self.link.as_ref().is_some_and(|link| link.number == number && link.next <= index);
+        let current = current || (in_order && mutant!("gaps-in-the-stream"));
         if !current {
             self.refuse(g, from, number);
             return Taken::Done;
@@ -122,7 +124,7 @@ impl MemberRole {
         match self.execute(g, cx, body.clone(), payload.clone()) {
             Ok(()) => {
                 if let Some(link) = &mut self.link {
-                    link.next += 1;
+                    link.next = index + 1;
                     g.copy.mark_processed(index);
                 }
                 self.report(g, cx);
@@ -255,6 +257,8 @@ impl MemberRole {
             // What was to be read may be elsewhere now.
             self.reading = None;
         }
+        let blocked = entry.request.is_some_and(|request| g.view.blocked.contains_key(&request.session));
+        let apply = apply && !(blocked && mutant!("members-judge-fencing"));
         let bytes = apply.then_some(OpBytes { bytes: payload, crc });
         self.execute_ordered(g, cx, vec![(entry, bytes)])
     }
@@ -308,7 +312,7 @@ impl MemberRole {
         push: Push,
         mut payload: Bytes,
     ) -> Result<(), Problem> {
-        if crc32c::crc32c(&payload) != push.crc {
+        if crc32c::crc32c(&payload) != push.crc && !mutant!("push-not-verified") {
             return Err(Problem::Peer("a piece whose bytes do not match their checksum"));
         }
         let (key, truncate_seq, version) = (g.copy.key(push.object), push.truncate_seq, push.changed);
@@ -334,6 +338,9 @@ impl MemberRole {
             let data = payload.split_to(*length as usize);
             let crc = crc32c::crc32c(&data);
             ops.push(Op::Write { key, offset: u64::from(*offset), data, crc, truncate_seq, version });
+        }
+        if push.first && push.advances_cursor && mutant!("fill-cursor-runs-ahead") {
+            self.change_fill(g, cx, Vec::new(), |fill| fill.cursor = Cursor::At(push.object))?;
         }
         let Some(last) = push.last else {
             g.copy.submit(cx, ops, true)?;

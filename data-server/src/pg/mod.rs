@@ -39,7 +39,7 @@ use bytes::Bytes;
 use protocol::data::{DataError, DataRequest};
 use protocol::meta::PgReport;
 use protocol::replication::{PeerMessage, Position};
-use protocol::{DataServerId, PgId};
+use protocol::{DataServerId, PgId, mutant};
 
 pub use copy::stored_groups;
 pub use types::{Context, GroupView, Me, Output, PgStore, RequestToken, Settings, Tick};
@@ -150,6 +150,18 @@ impl Replica {
             "version {version}, head {head:?}, fill {:?}, stalled {}, {role}",
             copy.fill, self.group.stalled
         )
+    }
+
+    /// Name of the phase that it is in.
+    #[cfg(test)]
+    fn phase(&self) -> &'static str {
+        match &self.role {
+            _ if self.group.stalled => "busy store",
+            Role::Outside => "outside",
+            Role::Member(_) if self.group.copy.fill.is_some() => "being filled",
+            Role::Member(_) => "member",
+            Role::Primary(primary) => primary.phase_name(),
+        }
     }
 
     /// Whether it holds the objects that are its own under this number of groups: no split is under way or done since.
@@ -270,8 +282,11 @@ impl Replica {
 
     /// Time passed; at least every 250 ms.
     pub fn handle_tick(&mut self, cx: &mut Context<'_>) {
-        if let Role::Primary(primary) = &mut self.role {
-            primary.handle_tick(&mut self.group, cx);
+        match &mut self.role {
+            Role::Primary(primary) => primary.handle_tick(&mut self.group, cx),
+            // What other groups delete makes room here too, and nothing else would tell the primary.
+            Role::Member(member) => member.report(&mut self.group, cx),
+            Role::Outside => {}
         }
     }
 
@@ -411,7 +426,9 @@ impl Replica {
         self.role = match old {
             Role::Primary(mut primary) if leads => {
                 if !primary.handle_config(&mut self.group, cx) {
-                    primary.resign(&mut self.group);
+                    if !mutant!("replaced-primary-answers-nobody") {
+                        primary.resign(&mut self.group);
+                    }
                     let since = primary.since();
                     primary = Box::new(Primary::new(&mut self.group, cx));
                     primary.keep_since(since);
@@ -419,7 +436,9 @@ impl Replica {
                 Role::Primary(primary)
             }
             old => {
-                if let Role::Primary(mut primary) = old {
+                if let Role::Primary(mut primary) = old
+                    && !mutant!("replaced-primary-answers-nobody")
+                {
                     primary.resign(&mut self.group);
                 }
                 if leads {
@@ -438,6 +457,7 @@ impl Replica {
         let config = self.group.config();
         let held_elsewhere = config.activated && config.certain().count() >= self.group.view.size;
         let stray = config.member(self.group.me.server).is_none() && held_elsewhere;
+        let stray = stray || (!self.is_active() && held_elsewhere && mutant!("members-give-their-copy-up"));
         if self.removed || self.group.stalled || !(stray || self.orphaned) {
             return;
         }

@@ -1,6 +1,6 @@
 //! What truncations mean for one object. Pure arithmetic (DESIGN 4, "Truncation").
 
-use protocol::Truncation;
+use protocol::{Truncation, mutant};
 
 /// The newest truncation that the operation knows; 0 if there was none.
 pub(super) fn newest(truncations: &[Truncation]) -> u64 {
@@ -12,8 +12,11 @@ pub(super) fn newest(truncations: &[Truncation]) -> u64 {
 /// between is back.) `None` if nothing newer is known.
 pub(super) fn cut(truncations: &[Truncation], object_seq: u64, chunk: u32, chunk_size: u32) -> Option<u32> {
     let start = u64::from(chunk) * u64::from(chunk_size);
+    let kept = if mutant!("only-the-last-truncation-cuts") { 1 } else { usize::MAX };
     truncations
         .iter()
+        .rev()
+        .take(kept)
         .filter(|t| t.seq > object_seq)
         .map(|t| t.size.saturating_sub(start).min(u64::from(chunk_size)) as u32)
         .min()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use protocol::mutant;
 
 use super::{
     extents::ExtentFiles,
@@ -80,6 +81,10 @@ impl Contents<'_> {
         }
         let mut bytes = vec![0; BLOCK_BYTES];
         self.extents.read(physical, &mut bytes).map_err(BlockError::Io)?;
-        if crc32c::crc32c(&bytes) == crc { Ok(bytes) } else { Err(BlockError::Mismatch) }
+        if crc32c::crc32c(&bytes) == crc || mutant!("merge-not-verified") {
+            Ok(bytes)
+        } else {
+            Err(BlockError::Mismatch)
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use protocol::mutant;
 use tokio::sync::watch;
 
 use super::{
@@ -314,6 +315,13 @@ impl Core {
         let blocks = |runs: &[super::object::Run]| runs.iter().map(|r| i64::from(r.len)).sum::<i64>();
         let allocated_delta = (blocks(&layer.allocated) - blocks(&layer.freed)) * BLOCK_BYTES as i64;
         state.last_seq = seq;
+        if mutant!("written-before-the-write") {
+            state.written = seq;
+            self.publish(state);
+        }
+        if mutant!("extents-freed-at-once") {
+            layer.freed.iter().for_each(|run| state.alloc.release(*run));
+        }
         state.active.absorb(layer);
         for (start, bytes) in &writes {
             state.in_flight_bytes += bytes.len();
@@ -418,7 +426,10 @@ impl Core {
             return Ok(());
         }
         drop(state);
-        let result = self.extents.sync().and_then(|()| self.journal_file.sync());
+        let contents = if mutant!("fsync-without-contents") { Ok(()) } else { self.extents.sync() };
+        let journal = if mutant!("fsync-without-journal") { Ok(()) } else { self.journal_file.sync() };
+        let result = contents.and(journal);
+        let result = if mutant!("failed-data-fsync-ignored") { Ok(()) } else { result };
         let mut state = self.state();
         match result {
             Ok(()) => {
@@ -473,6 +484,10 @@ impl Core {
             self.write_signal.notify_one();
         }
         let layer = Arc::new(std::mem::take(&mut state.active));
+        if mutant!("journal-freed-before-the-checkpoint") {
+            let segment = state.journal.segment();
+            state.journal.release_before(segment);
+        }
         state.frozen = Some(Arc::clone(&layer));
         let segment = state.journal.segment();
         let record = CheckpointRecord { uuid: self.uuid, seq, incarnation: self.incarnation, segment };
@@ -481,11 +496,11 @@ impl Core {
 
     /// Makes a frozen layer part of the index.
     pub(super) fn thaw(&self, Frozen { layer, record }: Frozen) -> Result<(), StoreError> {
-        let result =
-            self.sync_to(record.seq).and_then(|()| write_blocks(&self.extents, &layer)).and_then(|()| {
-                let freed = self.index.commit(&layer, &record)?;
-                Ok((freed, self.index.base()?))
-            });
+        let synced = if mutant!("checkpoint-before-the-journal") { Ok(()) } else { self.sync_to(record.seq) };
+        let result = synced.and_then(|()| write_blocks(&self.extents, &layer)).and_then(|()| {
+            let freed = self.index.commit(&layer, &record)?;
+            Ok((freed, self.index.base()?))
+        });
         let mut state = self.state();
         let (freed, base) = match result {
             Ok(result) => result,
@@ -540,6 +555,13 @@ pub(super) fn write_blocks(extents: &ExtentFiles, layer: &Layer) -> Result<(), S
         pending.extend_from_slice(bytes);
     }
     extents.write_noting(start, &pending, &mut written).map_err(failed)?;
+    if mutant!("checkpoint-before-its-blocks") {
+        return Ok(());
+    }
+    if mutant!("checkpoint-takes-others-files") {
+        extents.note(&written);
+        return extents.sync().map_err(failed);
+    }
     extents.sync_files(&written).map_err(failed)
 }
 

@@ -116,8 +116,13 @@ impl ExtentFiles {
         let mut written = BTreeSet::new();
         let result = self.write_noting(start, data, &mut written);
         // Noted after the write: a sync that takes the note then covers the bytes.
-        locked(&self.unsynced).files.extend(written);
+        self.note(&written);
         result
+    }
+
+    /// The next [`sync`](Self::sync) covers these files.
+    pub(super) fn note(&self, written: &BTreeSet<usize>) {
+        locked(&self.unsynced).files.extend(written);
     }
 
     /// The same for a caller that makes it durable by itself, with [`sync_files`](Self::sync_files): two callers of

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, io, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
+use protocol::mutant;
 use redb::{
     Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend,
     TableDefinition, WriteTransaction,
@@ -216,6 +217,7 @@ fn commit_bitmap(txn: &WriteTransaction, allocated: &[Run], freed: &[Run]) -> Re
     let mut rows: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     // Freeing after allocating: a block that was both is free.
     for (runs, set) in [(allocated, true), (freed, false)] {
+        let runs = if set && mutant!("bitmap-forgets-allocations") { &[] } else { runs };
         for block in runs.iter().flat_map(|run| run.start..run.end()) {
             let number = block / ROW_BLOCKS;
             let row = match rows.entry(number) {

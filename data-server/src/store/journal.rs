@@ -9,6 +9,7 @@
 //! synced: cut it) from damage (was synced: refuse to open, the caller must not serve a shorter history).
 
 use bytes::{BufMut, Bytes, BytesMut};
+use protocol::mutant;
 
 use super::{
     disk::DiskFile,
@@ -201,7 +202,9 @@ pub(super) fn scan(
             at += len;
         }
     }
-    refuse_damage(file, segment_bytes, segments, &from, expected)?;
+    if !mutant!("damaged-frame-is-a-torn-tail") {
+        refuse_damage(file, segment_bytes, segments, &from, expected)?;
+    }
     Ok(scan)
 }
 
@@ -225,7 +228,9 @@ fn refuse_damage(
             return Err(damaged());
         }
         for at in (0..bytes.len()).step_by(ALIGN) {
-            if frame_at(&bytes, at, from).is_some_and(|(_, durable, _)| durable >= expected) {
+            if frame_at(&bytes, at, from).is_some_and(|(frame, durable, _)| {
+                durable >= expected || (frame.seq > expected && mutant!("torn-frame-is-damage"))
+            }) {
                 return Err(damaged());
             }
         }
@@ -252,13 +257,15 @@ fn segment_header(bytes: &[u8], from: &ScanFrom, segment: u64) -> Option<(u64, u
 /// The valid frame at `at`, its durable mark and its padded length.
 fn frame_at(bytes: &Bytes, at: usize, from: &ScanFrom) -> Option<(Frame, u64, usize)> {
     let header = bytes.get(at..at + FRAME_HEADER_BYTES)?;
-    if le_u32(header, 0) != FRAME_MAGIC || le_u64(header, 24) != from.incarnation {
+    let is_old = le_u64(header, 24) != from.incarnation && !mutant!("frames-of-the-dead-replayed");
+    if le_u32(header, 0) != FRAME_MAGIC || is_old {
         return None;
     }
     let len = le_u32(header, 4) as usize;
     let body_at = at + FRAME_HEADER_BYTES;
     let body = bytes.get(body_at..body_at.checked_add(len)?)?;
-    if le_u32(header, 32) != frame_crc(&header[..32], &from.uuid, body) {
+    let is_torn = le_u32(header, 32) != frame_crc(&header[..32], &from.uuid, body);
+    if is_torn && !mutant!("torn-frame-replayed") {
         return None;
     }
     let frame = Frame { seq: le_u64(header, 8), body: bytes.slice(body_at..body_at + len) };

@@ -1,6 +1,7 @@
 //! From operations to changes: validates, merges partial blocks, allocates. May fail, and then leaves no trace.
 
 use bytes::Bytes;
+use protocol::mutant;
 
 use super::{
     alloc::Allocator,
@@ -48,7 +49,11 @@ pub(super) fn prepare(
     extents: &ExtentFiles,
     limits: Limits,
 ) -> Result<Prepared, StoreError> {
-    let limit = if transaction.use_reserve { limits.capacity_blocks } else { limits.full_blocks };
+    let limit = if transaction.use_reserve || mutant!("reserve-for-everybody") {
+        limits.capacity_blocks
+    } else {
+        limits.full_blocks
+    };
     let mut preparer = Preparer {
         stage: Stage::new(below),
         contents,
@@ -63,7 +68,10 @@ pub(super) fn prepare(
     for op in &transaction.ops {
         if let Err(error) = preparer.op(op) {
             let Preparer { alloc, taken, .. } = preparer;
-            taken.into_iter().for_each(|run| alloc.release(run));
+            taken
+                .into_iter()
+                .filter(|_| !mutant!("refused-write-keeps-its-space"))
+                .for_each(|run| alloc.release(run));
             return Err(error);
         }
     }
@@ -267,7 +275,7 @@ impl Preparer<'_> {
         let block = (offset / BLOCK) as u32;
         let within = (offset % BLOCK) as usize;
         let valid = old.size.saturating_sub(u64::from(block) * BLOCK).min(BLOCK) as usize;
-        let covered = within == 0 && bytes.len() >= valid;
+        let covered = (within == 0 && bytes.len() >= valid) || mutant!("partial-block-forgets-the-rest");
         let mut merged = if covered { vec![0; BLOCK_BYTES] } else { self.old_block(key, old, block)? };
         merged[within..within + bytes.len()].copy_from_slice(bytes);
         Ok(Bytes::from(merged))
@@ -275,7 +283,9 @@ impl Preparer<'_> {
 
     fn old_block(&mut self, key: ObjectKey, old: &Object, block: u32) -> Result<Vec<u8>, StoreError> {
         let Some(physical) = old.physical(block) else { return Ok(vec![0; BLOCK_BYTES]) };
-        if let Some(bytes) = self.stage.layer.blocks.get(&physical) {
+        if let Some(bytes) = self.stage.layer.blocks.get(&physical)
+            && !mutant!("merge-from-a-stale-base")
+        {
             return Ok(bytes.to_vec());
         }
         // Contents that an earlier operation of this transaction sends to the extents.
@@ -417,7 +427,11 @@ fn check_write(key: ObjectKey, offset: u64, data: &Bytes, expected: u32) -> Resu
         )));
     }
     let actual = crc32c::crc32c(data);
-    if actual == expected { Ok(()) } else { Err(StoreError::BadChecksum { key, expected, actual }) }
+    if actual == expected || mutant!("ingest-not-verified") {
+        Ok(())
+    } else {
+        Err(StoreError::BadChecksum { key, expected, actual })
+    }
 }
 
 fn check_meta(key: &[u8], value: &Bytes) -> Result<(), StoreError> {

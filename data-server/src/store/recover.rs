@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
+use protocol::mutant;
+
 use super::{
     alloc::Allocator,
     config::StoreConfig,
@@ -41,7 +43,7 @@ pub(super) fn open(disk: &Arc<dyn Disk>, config: StoreConfig) -> Result<Opened, 
     let recovered = files.replay(&superblock.current)?;
     superblock.update(|s| {
         s.incarnation += 1;
-        s.clean = false;
+        s.clean &= mutant!("unclean-stop-forgotten");
     })?;
     let current = &superblock.current;
     let start = files.settle(current, recovered, &**disk, &config)?;
@@ -143,7 +145,9 @@ impl Files {
         for frame in frames {
             records.push((frame.seq, record::decode(frame.seq, &frame.body)?));
         }
-        records.truncate(self.trustworthy(&records, durable));
+        if !mutant!("record-without-its-contents") {
+            records.truncate(self.trustworthy(&records, durable));
+        }
         let last_seq = records.last().map_or(seq, |(seq, _)| *seq);
         let base = self.index.base()?;
         let mut layer = Layer::default();

@@ -58,8 +58,29 @@ struct Faults {
     fail_from: Option<(u64, io::ErrorKind)>,
     /// Only this call fails.
     fail_once: Option<(u64, io::ErrorKind)>,
+    /// The write of this number (from 0) to files whose name begins like this is said to be done and is not: lost, or so
+    /// many bytes further on.
+    lie: Option<(String, u64, Option<u64>)>,
     /// No file is extended by an allocation any more: half of what is asked for is taken before that shows.
     out_of_space: bool,
+}
+
+impl Faults {
+    /// What really happens to a write of this file, if it is not what is said.
+    fn lie_about(&mut self, name: &str) -> Option<Option<u64>> {
+        let (_, left, by) = self.lie.as_mut().filter(|(prefix, ..)| name.starts_with(prefix.as_str()))?;
+        let by = *by;
+        match left.checked_sub(1) {
+            Some(fewer) => {
+                *left = fewer;
+                None
+            }
+            None => {
+                self.lie = None;
+                Some(by)
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Faults {
@@ -97,6 +118,12 @@ impl SimDisk {
     /// Makes only the modifying call number `call` fail.
     pub fn fail_once(&self, call: u64, kind: io::ErrorKind) {
         locked(&locked(&self.0).faults).fail_once = Some((call, kind));
+    }
+
+    /// The write of number `nth` from now on to files whose name begins with `prefix` gets lost, or hits a place `by`
+    /// bytes further on (from the file's beginning again, behind its end).
+    pub fn lie(&self, prefix: &str, nth: u64, by: Option<u64>) {
+        locked(&locked(&self.0).faults).lie = Some((prefix.to_owned(), nth, by));
     }
 
     /// The file system has no space for allocations, or has it again.
@@ -221,9 +248,16 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         check(&self.faults)?;
+        let told = locked(&self.faults).lie_about(&self.name);
         let mut contents = locked(&self.contents);
-        put(&mut contents.live, offset as usize, data);
-        contents.unsynced.push(Change::Write(offset as usize, data.to_vec()));
+        let places = (contents.live.len() + 1).saturating_sub(data.len()).max(1);
+        let offset = match told {
+            None => offset as usize,
+            Some(None) => return Ok(()),
+            Some(Some(by)) => (offset + by) as usize % places,
+        };
+        put(&mut contents.live, offset, data);
+        contents.unsynced.push(Change::Write(offset, data.to_vec()));
         Ok(())
     }
 

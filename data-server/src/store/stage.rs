@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use protocol::mutant;
 
 use super::{
     index::Base,
@@ -124,6 +125,8 @@ impl<'a> Stage<'a> {
     /// lies deeper is left to the checkpoint.
     fn apply_clear(&mut self, from: ObjectKey, to: ObjectKey) -> Result<(), StoreError> {
         let mut present: Vec<ObjectKey> = Vec::new();
+        let to =
+            if mutant!("range-delete-takes-the-next") { ObjectKey { chunk: to.chunk + 1, ..to } } else { to };
         for layer in [&self.layer, self.below.active] {
             present
                 .extend(layer.objects.entries.range(from..to).filter(|(_, o)| o.is_some()).map(|(k, _)| *k));

@@ -8,7 +8,7 @@ use protocol::data::{DataError, DataReply, DataRequest, DataResponse};
 use protocol::map::ClusterMap;
 use protocol::split::Extent;
 use protocol::transport::rpc::RpcError;
-use protocol::{MapEpoch, ObjectId, PgId};
+use protocol::{MapEpoch, ObjectId, PgId, mutant};
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -58,7 +58,7 @@ impl DataClient {
     ) -> Result<(DataReply, Bytes), DataFailure> {
         let mut generations = self.meta.generations();
         generations.mark_unchanged();
-        if self.meta.generation() != generation {
+        if self.meta.generation() != generation && !mutant!("old-writes-under-a-new-session") {
             return Err(DataFailure::SessionLost);
         }
         tokio::select! {
@@ -153,6 +153,11 @@ fn judge(response: DataResponse, version: u64) -> Verdict {
         Err(error @ DataError::NotPrimary { version: theirs }) if theirs > version => {
             Verdict::WaitForMap(error.to_string())
         }
+        // Whoever meets this begins again, with new operations.
+        Err(DataError::Unavailable(_)) if mutant!("retry-under-a-new-number") => {
+            Verdict::Failed(DataFailure::Stale)
+        }
+        Err(DataError::Fenced) if mutant!("fenced-client-goes-on") => Verdict::WaitALittle(String::new()),
         Err(error @ (DataError::NotPrimary { .. } | DataError::Unavailable(_) | DataError::Overloaded)) => {
             Verdict::WaitALittle(error.to_string())
         }
@@ -175,7 +180,7 @@ fn route(map: &ClusterMap, target: &Target) -> Option<Route> {
             let first = route_of_extent(map, *pgs.first()?)?;
             let same =
                 |extent: &Extent| route_of_extent(map, *extent).is_some_and(|route| route.key == first.key);
-            pgs.iter().all(same).then_some(first)
+            (pgs.iter().all(same) || mutant!("sync-asks-who-does-not-lead")).then_some(first)
         }
     }
 }

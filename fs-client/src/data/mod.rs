@@ -24,7 +24,7 @@ use protocol::data::{DataReply, DataRequest, ObjectContext};
 use protocol::map::ClusterMap;
 use protocol::split::Extent;
 use protocol::transport::Endpoint;
-use protocol::{DataServerId, ObjectId, PoolId, RequestId, Truncation};
+use protocol::{DataServerId, MapEpoch, ObjectId, PoolId, RequestId, Truncation, mutant};
 use servers::Servers;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,6 +82,11 @@ impl DataClient {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn meta(&self) -> &Rc<MetaClient> {
+        &self.meta
+    }
+
     /// The map now.
     pub fn map(&self) -> Rc<ClusterMap> {
         self.map.current()
@@ -109,7 +114,9 @@ impl DataClient {
             let target = attempt::Target::Object(piece.object);
             let (reply, payload) = self.execute(basis.generation, target, &request, Bytes::new()).await?;
             match reply {
-                DataReply::Data { crc } if crc == crc32c::crc32c(&payload) => {
+                DataReply::Data { crc }
+                    if crc == crc32c::crc32c(&payload) || mutant!("damage-on-the-way-is-read") =>
+                {
                     return Ok(payload.slice(..payload.len().min(piece.length as usize)));
                 }
                 DataReply::Data { .. } => {
@@ -167,6 +174,10 @@ impl DataClient {
             while let Some(ended) = syncing.join_next().await {
                 let synced = ended.map_err(|error| DataFailure::Rejected(error.to_string()))??;
                 waiting.retain(|pg| !synced.contains(pg));
+                if mutant!("fsync-waits-for-one-group") {
+                    waiting.clear();
+                    syncing.detach_all();
+                }
             }
         }
         Ok(())
@@ -215,7 +226,9 @@ impl DataClient {
         let target = attempt::Target::Object(piece.object);
         let answer = self.execute(basis.generation, target, &request, data).await;
         // Only now: a sync that began before the acknowledgement need not cover it.
-        self.note_unsynced(piece.object);
+        if !mutant!("fsync-forgets-a-group") || piece.object.chunk == 0 {
+            self.note_unsynced(piece.object);
+        }
         match answer? {
             (DataReply::Written { allocated }, _) => Ok(allocated),
             _ => Err(DataFailure::Rejected("a write was answered by something else".to_owned())),
@@ -243,13 +256,16 @@ impl DataClient {
         }
         let synced = result.as_deref().unwrap_or_default();
         let left = pgs.iter().copied().filter(|pg| !synced.contains(pg));
-        self.unsynced.borrow_mut().extend(left);
+        if result.is_ok() || !mutant!("failed-sync-is-forgotten") {
+            self.unsynced.borrow_mut().extend(left);
+        }
         result
     }
 
     async fn sync_each(&self, generation: u64, pgs: &[Extent]) -> Result<Vec<Extent>, DataFailure> {
-        let mut synced = Vec::new();
-        for pg in pgs {
+        let forgotten = usize::from(mutant!("scattered-sync-forgets-a-group")).min(pgs.len());
+        let mut synced = pgs[..forgotten].to_vec();
+        for pg in &pgs[forgotten..] {
             let request = DataRequest::Sync { pgs: vec![*pg] };
             let target = attempt::Target::Group(*pg);
             match self.execute(generation, target, &request, Bytes::new()).await {
@@ -277,7 +293,12 @@ impl DataClient {
 
     fn context(&self, basis: &Basis, object: ObjectId) -> ObjectContext {
         let pg_num = extent_of(&self.map.current(), object).map_or(0, |extent| extent.pg_num);
-        ObjectContext { object, pg_num, truncations: basis.truncations.clone(), fence: self.meta.fence() }
+        ObjectContext {
+            object,
+            pg_num,
+            truncations: basis.truncations.clone(),
+            fence: if mutant!("fence-not-shown") { MapEpoch(0) } else { self.meta.fence() },
+        }
     }
 
     async fn room(&self, bytes: u32) -> tokio::sync::SemaphorePermit<'_> {
@@ -291,7 +312,7 @@ impl DataClient {
             let progress = self.progress.notified();
             tokio::pin!(progress);
             progress.as_mut().enable();
-            if self.meta.generation() != generation {
+            if self.meta.generation() != generation && !mutant!("old-writes-under-a-new-session") {
                 return Err(DataFailure::SessionLost);
             }
             let Some(session) = self.meta.session() else { return Err(DataFailure::SessionLost) };
@@ -340,4 +361,4 @@ impl Drop for Numbered {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -16,14 +16,26 @@ use std::time::Duration;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
+/// What the session's grants carry.
+const FENCE: MapEpoch = MapEpoch(7);
+
 #[derive(Default)]
-struct World {
+pub(crate) struct World {
     /// What the next requests are answered with, before they are served.
-    errors: VecDeque<DataError>,
+    pub(crate) errors: VecDeque<DataError>,
     /// Ids of every write as it came, with the server it came to.
     writes: Vec<(u32, RequestId)>,
+    /// Newest fence that each write knew.
+    fences: Vec<MapEpoch>,
+    reads: u32,
+    /// Groups of each sync that was answered, with the server.
+    syncs: Vec<(u32, Vec<PgId>)>,
     /// Data server that answers nothing.
     mute: Option<u32>,
+    /// Data server whose syncs wait, and chunk whose writes wait, until `released` rings.
+    pub(crate) held_syncs: Option<u32>,
+    pub(crate) held_writes: Option<u32>,
+    pub(crate) released: Rc<Notify>,
     damage_next: bool,
     /// Groups that were synced.
     synced: Vec<Extent>,
@@ -33,12 +45,27 @@ struct World {
 
 type Shared = Rc<RefCell<World>>;
 
-struct Setup {
-    world: Shared,
-    client: Rc<DataClient>,
-    map: Rc<MapHolder>,
+pub(crate) struct Setup {
+    pub(crate) world: Shared,
+    pub(crate) client: Rc<DataClient>,
+    pub(crate) map: Rc<MapHolder>,
     addresses: Vec<SocketAddr>,
     _ca: Ca,
+}
+
+impl World {
+    /// Writes that were answered.
+    pub(crate) fn writes(&self) -> usize {
+        self.writes.len()
+    }
+
+    fn holds(&self, id: u32, request: &DataRequest) -> bool {
+        match request {
+            DataRequest::Sync { .. } => self.held_syncs == Some(id),
+            DataRequest::Write { context, .. } => self.held_writes == Some(context.object.chunk),
+            _ => false,
+        }
+    }
 }
 
 fn bind(ca: &Ca, role: Role, id: u32) -> Endpoint {
@@ -47,7 +74,7 @@ fn bind(ca: &Ca, role: Role, id: u32) -> Endpoint {
 }
 
 /// A metadata server that opens a session, and two data servers of which the first is primary of all.
-async fn setup() -> Setup {
+pub(crate) async fn setup() -> Setup {
     let ca = Ca::new();
     let world: Shared = Rc::default();
     let leader = bind(&ca, Role::Metadata, 1);
@@ -112,7 +139,7 @@ async fn serve_metadata(endpoint: Endpoint) {
         spawn_local(async move {
             while let Ok((_, channel)) = connection.accept_channel().await {
                 spawn_local(serve_rpc(channel, ServeLimits::default(), |_, request, _| async move {
-                    let (fence, now) = (MapEpoch(0), Timestamp::default());
+                    let (fence, now) = (FENCE, Timestamp::default());
                     let response: MetaResponse = match request {
                         MetaRequest::OpenSession { .. } => {
                             Ok(MetaReply::Session { session: SessionId(5), timeout_ms: 10_000, fence, now })
@@ -139,6 +166,10 @@ async fn serve_data(endpoint: Endpoint, id: u32, world: Shared) {
                         if world.borrow().mute == Some(id) {
                             std::future::pending::<()>().await;
                         }
+                        while world.borrow().holds(id, &request) {
+                            let released = world.borrow().released.clone();
+                            released.notified().await;
+                        }
                         serve_one(&mut world.borrow_mut(), id, &request, &payload)
                     }
                 }));
@@ -152,18 +183,21 @@ fn serve_one(world: &mut World, id: u32, request: &DataRequest, payload: &Bytes)
         assert_eq!(*crc, crc32c::crc32c(payload));
         world.pg_nums.push(context.pg_num);
         world.writes.push((id, *request));
+        world.fences.push(context.fence);
     }
     if let Some(error) = world.errors.pop_front() {
         return (Err(error), Bytes::new());
     }
     match request {
         DataRequest::Read { length, .. } => {
+            world.reads += 1;
             let data = Bytes::from(vec![b'x'; *length as usize / 2]);
             let crc = crc32c::crc32c(&data) ^ u32::from(std::mem::take(&mut world.damage_next));
             (Ok(DataReply::Data { crc }), data)
         }
         DataRequest::Write { .. } => (Ok(DataReply::Written { allocated: 4096 }), Bytes::new()),
         DataRequest::Sync { pgs } => {
+            world.syncs.push((id, pgs.iter().map(|extent| extent.pg).collect()));
             world.synced.extend(pgs);
             (Ok(DataReply::Synced), Bytes::new())
         }
@@ -179,7 +213,7 @@ fn basis() -> Basis {
     Basis { generation: 0, truncations: vec![] }
 }
 
-fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         timeout(Duration::from_secs(30), test).await.expect("the test ends in time");
@@ -202,6 +236,10 @@ fn a_write_is_repeated_under_one_number_until_it_succeeds() {
         assert_eq!(sequences, [1, 1, 1, 1, 2]);
         let last = world.borrow().writes[4].1;
         assert_eq!((last.session, last.low_water), (SessionId(5), 2));
+        assert!(
+            world.borrow().fences.iter().all(|fence| *fence == FENCE),
+            "a new primary must learn of fences"
+        );
     });
 }
 
@@ -231,6 +269,7 @@ fn final_answers_are_told_apart() {
         assert_eq!(read().await, Ok(Bytes::from_static(b"xxxx")));
         world.borrow_mut().damage_next = true;
         assert_eq!(read().await, Ok(Bytes::from_static(b"xxxx")), "read again after damage on the way");
+        assert_eq!(world.borrow().reads, 3, "what was damaged is not what is returned");
         for (error, failure) in [
             (DataError::StaleTruncation { known: 3 }, DataFailure::Stale),
             (DataError::Full, DataFailure::Full),
@@ -257,6 +296,91 @@ fn a_sync_covers_what_was_written() {
         assert_eq!(client.groups_of(&file, 0).len(), 0);
         assert_eq!(client.groups_of(&file, 4096).len(), 1);
         assert_eq!(client.groups_of(&file, 1 << 40).len(), 4, "all groups, without hashing every chunk");
+    });
+}
+
+/// The first two of the four groups on the first server, the others on the second.
+fn parted_map(addresses: &[SocketAddr], epoch: u64) -> ClusterMap {
+    let mut map = map_of(addresses, epoch, 1);
+    for (pg, config) in &mut map.pgs {
+        config.primary = Some(DataServerId(1 + pg.seed / 2));
+    }
+    map
+}
+
+/// Writes to so many chunks that every group has some.
+async fn write_everywhere(client: &Rc<DataClient>) {
+    for chunk in 0..32 {
+        let object = ObjectId { chunk, ..piece().object };
+        let data = Bytes::from_static(b"12345678");
+        assert_eq!(client.write(&basis(), Piece { object, ..piece() }, data).await, Ok(4096));
+    }
+    assert_eq!(client.unsynced_groups(), 4);
+}
+
+fn all_groups() -> BTreeSet<PgId> {
+    (0..4).map(|seed| PgId { pool: PoolId(1), seed }).collect()
+}
+
+#[test]
+fn a_sync_waits_for_every_group_on_every_server() {
+    run(async {
+        let Setup { world, client, map, addresses, .. } = &setup().await;
+        map.replace(parted_map(addresses, 2));
+        write_everywhere(client).await;
+        world.borrow_mut().held_syncs = Some(2);
+        let syncing = spawn_local({
+            let client = client.clone();
+            async move { client.sync_all(0).await }
+        });
+        while world.borrow().syncs.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // The answers of one server come in order: this one comes after that of its sync.
+        let first_group = (0..32).map(|chunk| ObjectId { chunk, ..piece().object });
+        let of_first = first_group.into_iter().find(|object| object.pg(4).seed < 2).expect("one of 32");
+        client.read(&basis(), Piece { object: of_first, ..piece() }).await.expect("read");
+        tokio::task::yield_now().await;
+        assert!(!syncing.is_finished(), "the other server has not answered");
+        world.borrow_mut().held_syncs = None;
+        world.borrow().released.notify_waiters();
+        assert_eq!(syncing.await.expect("no panic"), Ok(()));
+        let synced: BTreeSet<PgId> = world.borrow().syncs.iter().flat_map(|(_, pgs)| pgs.clone()).collect();
+        assert_eq!(synced, all_groups());
+        assert_eq!(client.unsynced_groups(), 0);
+    });
+}
+
+#[test]
+fn a_sync_that_failed_is_still_owed() {
+    run(async {
+        let Setup { world, client, .. } = &setup().await;
+        write_everywhere(client).await;
+        world.borrow_mut().errors.push_back(DataError::Refused("x".to_owned()));
+        assert_eq!(client.sync_all(0).await, Err(DataFailure::Refused("x".to_owned())));
+        assert_eq!(client.unsynced_groups(), 4);
+        assert_eq!(client.sync_all(0).await, Ok(()));
+        assert_eq!(client.unsynced_groups(), 0);
+    });
+}
+
+#[test]
+fn groups_that_part_during_a_sync_are_synced_one_by_one() {
+    run(async {
+        let Setup { world, client, map, addresses, .. } = &setup().await;
+        write_everywhere(client).await;
+        world.borrow_mut().errors.push_back(DataError::NotPrimary { version: 9 });
+        let syncing = spawn_local({
+            let client = client.clone();
+            async move { client.sync_all(0).await }
+        });
+        while !world.borrow().errors.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        map.replace(parted_map(addresses, 9));
+        assert_eq!(syncing.await.expect("no panic"), Ok(()));
+        let synced: BTreeSet<PgId> = world.borrow().syncs.iter().flat_map(|(_, pgs)| pgs.clone()).collect();
+        assert_eq!(synced, all_groups());
     });
 }
 

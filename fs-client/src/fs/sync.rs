@@ -9,7 +9,7 @@ use super::handles::Lost;
 use super::node::Node;
 use super::{Answer, ZabFs};
 use crate::fuse::Reply;
-use protocol::{Errno, Layout};
+use protocol::{Errno, Layout, mutant};
 use std::rc::Rc;
 
 impl ZabFs {
@@ -23,7 +23,7 @@ impl ZabFs {
         // Before it: what is written meanwhile is not covered.
         file.dirty.set(false);
         if let Err(errno) = self.sync_all_of(&node, generation, data_only).await {
-            file.dirty.set(true);
+            file.dirty.set(!mutant!("failed-fsync-cleans-the-file"));
             return Err(errno);
         }
         Ok(Reply::Done)

@@ -21,7 +21,7 @@ use crate::meta::MetaFailure;
 use bytes::Bytes;
 use protocol::data::IO_MAX;
 use protocol::meta::{MetaReply, WriteOp};
-use protocol::{Attr, Errno, FileView, Layout};
+use protocol::{Attr, Errno, FileView, Layout, mutant};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -316,6 +316,9 @@ impl ZabFs {
                 Ok(bytes) => allocated += bytes,
                 Err(failure) => result = Err(failure),
             }
+            if mutant!("write-acknowledged-before-all-groups") {
+                writing.detach_all();
+            }
         }
         (allocated, result)
     }
@@ -415,3 +418,7 @@ fn piece_max(view: &FileView, start: u64, length: usize) -> u32 {
     let unseen = start >= view.attr.size && length >= 2 * UNSEEN_PIECE as usize;
     if unseen { UNSEEN_PIECE } else { IO_MAX }
 }
+
+#[cfg(test)]
+#[path = "write_tests.rs"]
+mod tests;

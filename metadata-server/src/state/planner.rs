@@ -20,6 +20,7 @@ use protocol::map::{ClusterMap, Member, PgConfig, Pool, WEIGHT_ONE};
 use protocol::replication::Position;
 use protocol::{DataServerId, PgId, PoolId};
 use std::collections::BTreeMap;
+use zab::mutant;
 
 /// Changes of one plan: they become one transaction.
 pub(crate) const UPDATES_MAX: usize = 1024;
@@ -102,7 +103,7 @@ impl Step<'_> {
         if config.primary != current.primary {
             // The old primary stays a member until the new one has activated: every write of the new one needs
             // its acknowledgement, so it learns that it was replaced before anything can change behind its back.
-            config.activated = false;
+            config.activated = mutant!("new-primary-active-at-once");
         }
         self.remove_surplus(&mut config);
         (config != *current).then_some(config)
@@ -123,13 +124,13 @@ impl Step<'_> {
     fn drop_dead(&self, config: &mut PgConfig) {
         config.learners.retain(|m| self.alive(m));
         let remaining = config.certain().filter(|m| self.alive(m)).count();
-        if remaining >= self.pool.min_size as usize {
+        if remaining >= self.pool.min_size as usize || mutant!("dead-members-dropped-below-min-size") {
             config.in_sync.retain(|m| self.alive(m));
         }
     }
 
     fn appoint(&self, config: &mut PgConfig) {
-        let able = |m: &&Member| !m.uncertain && self.alive(m);
+        let able = |m: &&Member| (!m.uncertain || mutant!("uncertain-member-leads")) && self.alive(m);
         let candidates: Vec<DataServerId> = config.in_sync.iter().filter(able).map(|m| m.server).collect();
         let wanted = self.targets.iter().copied().find(|t| candidates.contains(t));
         let current = config.primary.filter(|p| candidates.contains(p));
@@ -147,6 +148,7 @@ impl Step<'_> {
     /// Rule 3.
     fn appoint_uncertain(&self, config: &mut PgConfig) {
         let all_back = config.in_sync.iter().all(|m| m.uncertain && self.alive(m));
+        let all_back = all_back || mutant!("uncertain-members-do-not-wait-for-all");
         if config.in_sync.is_empty() || !all_back {
             return;
         }
@@ -170,7 +172,11 @@ impl Step<'_> {
         if let Some(holder) = self.moved_to(config, most).filter(|_| is_restored) {
             config.primary = Some(holder.server);
             config.in_sync.push(holder);
-        } else if let Some(best) = config.in_sync.iter_mut().max_by_key(|m| position(m)) {
+        } else if let Some(best) = config
+            .in_sync
+            .iter_mut()
+            .max_by_key(|m| position(m).filter(|_| !mutant!("any-uncertain-member-leads")))
+        {
             best.uncertain = false;
             config.primary = Some(best.server);
         }
@@ -197,7 +203,8 @@ impl Step<'_> {
             if config.member(*target).is_none()
                 && let Some(member) = self.member(*target)
             {
-                config.learners.push(member);
+                let returns = mutant!("dropped-member-returns-in-sync");
+                (if returns { &mut config.in_sync } else { &mut config.learners }).push(member);
             }
         }
     }
@@ -205,7 +212,7 @@ impl Step<'_> {
     fn remove_surplus(&self, config: &mut PgConfig) {
         let wanted = |m: &Member| self.targets.contains(&m.server);
         config.learners.retain(wanted);
-        if !self.settled(config) {
+        if !self.settled(config) && !mutant!("copy-given-up-before-its-successor") {
             return;
         }
         // The primary goes last: first another one takes over and activates.

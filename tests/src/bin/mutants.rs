@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mutants                    all of them
-//! mutants NAME...            those whose name contains a NAME
+//! mutants NAME...            those whose name contains a NAME, or whose lesson does: "data" are those of file contents
 //! mutants --list             what there is
 //! ```
 //!
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Parser;
 use cluster_tests::harness::wait_until;
-use cluster_tests::mutants::{MUTANTS, Mutant, Suite};
+use cluster_tests::mutants::{Mutant, Suite, all};
 
 /// Worlds of whole clusters.
 const SIM_SEEDS: &str = "500000..500080";
@@ -32,7 +32,7 @@ const SUITE_LIMIT: Duration = Duration::from_secs(400);
 #[derive(Debug, Parser)]
 #[command(name = "mutants")]
 struct Cli {
-    /// Only mutants whose name contains one of these
+    /// Only mutants whose name or lesson contains one of these
     names: Vec<String>,
     /// Print names, lessons and what is broken
     #[arg(long)]
@@ -42,8 +42,20 @@ struct Cli {
     every_suite: bool,
 }
 
-const SUITES: [Suite; 7] =
-    [Suite::Paper, Suite::Core, Suite::Units, Suite::Namespace, Suite::ZabSim, Suite::Model, Suite::Sim];
+const SUITES: [Suite; 10] = [
+    Suite::Paper,
+    Suite::Core,
+    Suite::Units,
+    Suite::Namespace,
+    Suite::ZabSim,
+    Suite::Model,
+    Suite::Sim,
+    Suite::Client,
+    Suite::Chunks,
+    Suite::Groups,
+];
+/// Worlds of a placement group, for its main test.
+const GROUP_SEEDS: &str = "1200";
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
@@ -58,9 +70,11 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<bool> {
     let is_chosen = |mutant: &&Mutant| {
-        cli.names.is_empty() || cli.names.iter().any(|name| mutant.name.contains(name.as_str()))
+        let fits =
+            |name: &String| mutant.name.contains(name.as_str()) || mutant.lesson.contains(name.as_str());
+        cli.names.is_empty() || cli.names.iter().any(fits)
     };
-    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(is_chosen).collect();
+    let chosen: Vec<&Mutant> = all().filter(is_chosen).collect();
     if cli.list {
         chosen.iter().for_each(|m| println!("{:<36} {:<16} {}", m.name, m.lesson, m.broken));
         return Ok(true);
@@ -68,7 +82,7 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
     if chosen.is_empty() {
         bail!("no mutant has such a name; --list prints them");
     }
-    let programs = build()?;
+    let programs = build(&chosen, cli.every_suite)?;
     let suites = |mutant: &Mutant| if cli.every_suite { SUITES.to_vec() } else { mutant.suites.to_vec() };
     let mut sound = BTreeSet::new();
     let mut survivors = Vec::new();
@@ -108,23 +122,37 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
 /// Programs by package and target.
 type Programs = BTreeMap<(String, String), PathBuf>;
 
-/// Builds every suite, once.
-fn build() -> anyhow::Result<Programs> {
-    let mut programs = compile(&["build", "--bin", "sim"])?;
-    let tests = ["sim", "paper", "model", "namespace_model", "core"];
-    let arguments = ["test", "--no-run", "--lib"].into_iter();
-    let tests: Vec<&str> = arguments.chain(tests.iter().flat_map(|test| ["--test", test])).collect();
-    programs.extend(compile(&tests)?);
+/// Builds the suites that are needed, once.
+fn build(chosen: &[&Mutant], every_suite: bool) -> anyhow::Result<Programs> {
+    let needs = |of_data: bool| {
+        every_suite || chosen.iter().flat_map(|m| m.suites).any(|suite| suite.is_of_data() == of_data)
+    };
+    let mut programs = Programs::new();
+    if needs(false) {
+        programs.extend(compile(&["build", "--bin", "sim"], METADATA)?);
+        let tests = ["sim", "paper", "model", "namespace_model", "core"];
+        let arguments = ["test", "--no-run", "--lib"].into_iter();
+        let tests: Vec<&str> = arguments.chain(tests.iter().flat_map(|test| ["--test", test])).collect();
+        programs.extend(compile(&tests, METADATA)?);
+    }
+    if needs(true) {
+        programs.extend(compile(&["test", "--no-run", "--lib"], DATA)?);
+    }
     Ok(programs)
 }
 
-/// Compiles with the switches. Always the same packages, so that nothing is compiled twice.
-fn compile(arguments: &[&str]) -> anyhow::Result<Programs> {
+/// Packages with their switches. Always the same together, so that nothing is compiled twice.
+const METADATA: &[&str] =
+    &["-p", "zab", "-p", "metadata-server", "-p", "cluster-tests", "--features", "zab/mutants"];
+const DATA: &[&str] = &["-p", "data-server", "-p", "fs-client", "--features", "protocol/mutants"];
+
+/// Compiles packages with the switches.
+fn compile(arguments: &[&str], packages: &[&str]) -> anyhow::Result<Programs> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let built = Command::new(cargo)
         .args(arguments)
         .args(["--release", "--locked", "--message-format=json-render-diagnostics"])
-        .args(["-p", "zab", "-p", "metadata-server", "-p", "cluster-tests", "--features", "zab/mutants"])
+        .args(packages)
         .stderr(Stdio::inherit())
         .output()
         .context("cargo cannot be started")?;
@@ -155,6 +183,9 @@ fn ask(programs: &Programs, suite: Suite, mutant: &str) -> anyhow::Result<Option
         Suite::Core => ("metadata-server", "test core", &[]),
         Suite::Namespace => ("metadata-server", "test namespace_model", &[]),
         Suite::Units => ("metadata-server", "test metadata_server", &[]),
+        Suite::Groups => ("data-server", "test data_server", &["pg::"]),
+        Suite::Chunks => ("data-server", "test data_server", &["store::"]),
+        Suite::Client => ("fs-client", "test fs_client", &[]),
     };
     let key = (package.to_owned(), target.to_owned());
     let program = programs.get(&key).with_context(|| format!("{target} of {package} was not built"))?;
@@ -165,6 +196,7 @@ fn ask(programs: &Programs, suite: Suite, mutant: &str) -> anyhow::Result<Option
         .args(arguments)
         .env(zab::mutant::VARIABLE, mutant)
         .env("ZAB_RUNS", runs)
+        .env("SEEDS", GROUP_SEEDS)
         .env("PROPTEST_RNG_SEED", "1")
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")
         .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")

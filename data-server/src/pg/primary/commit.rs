@@ -7,6 +7,7 @@ use protocol::replication::Unit;
 use super::{Phase, Primary};
 use crate::pg::group::Group;
 use crate::pg::types::{Context, Output, RequestToken};
+use protocol::mutant;
 
 /// An ordered operation that not all members have written yet.
 #[derive(Debug)]
@@ -38,12 +39,14 @@ pub(super) struct HeldSync {
 impl Primary {
     /// Whether this server answers clients at all.
     pub(super) fn serves(&self, g: &Group, cx: &Context<'_>) -> bool {
-        self.phase == Phase::Active && g.config().activated && cx.leased()
+        self.phase == Phase::Active
+            && g.config().activated
+            && (cx.leased() || mutant!("primary-outlives-its-session"))
     }
 
     /// Whether enough members count for something to be acknowledged.
     pub(super) fn has_quorum(&self, g: &Group) -> bool {
-        g.config().certain().count() >= g.view.min_size.max(1)
+        g.config().certain().count() >= g.view.min_size.max(1) || mutant!("writes-below-min-size")
     }
 
     /// Answers whatever became certain. Nothing is answered without a live session: a deposed primary
@@ -55,6 +58,7 @@ impl Primary {
         if self.has_quorum(g) {
             let written = g.copy.reached().written;
             let by_peers = self.peers.values().filter(|peer| peer.needed()).map(|peer| peer.written);
+            let by_peers = by_peers.take(if mutant!("ack-before-all-members") { 1 } else { usize::MAX });
             self.committed = self.committed.max(by_peers.fold(written, u64::min));
         }
         self.answer_written(g);
@@ -90,6 +94,8 @@ impl Primary {
         }
         let durable = g.copy.reached().durable.min(self.committed);
         let by_peers = self.peers.values().filter(|peer| peer.needed()).map(|peer| peer.durable);
+        let durable = if mutant!("sync-answered-before-disk") { self.committed } else { durable };
+        let by_peers = by_peers.take(if mutant!("sync-forgets-members") { 0 } else { usize::MAX });
         let durable = by_peers.fold(durable, u64::min);
         for sync in self.syncs.extract_if(.., |sync| sync.upto <= durable) {
             g.outputs.push_back(Output::reply(sync.token, DataReply::Synced, Bytes::new()));
@@ -98,7 +104,7 @@ impl Primary {
 
     /// Everything up to the present end is to be durable everywhere.
     pub(super) fn begin_sync(&mut self, g: &mut Group, token: RequestToken) {
-        let upto = g.copy.head().sequence;
+        let upto = if mutant!("sync-covers-nothing") { 0 } else { g.copy.head().sequence };
         if self.syncs.len() >= g.settings.queue_max {
             let response = Err(DataError::Overloaded);
             g.outputs.push_back(Output::Reply { token, response, payload: Bytes::new() });

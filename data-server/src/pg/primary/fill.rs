@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use protocol::replication::{Cursor, GroupObject, Push, StreamBody, Unit};
-use protocol::{DataServerId, InodeId};
+use protocol::{DataServerId, InodeId, mutant};
 use std::collections::BTreeSet;
 
 use super::peer::{CurrentObject, FillProgress, Peer, Stage};
@@ -24,7 +24,7 @@ enum Step {
 impl Primary {
     /// Sends as much as the windows and the credit allow.
     pub(in crate::pg) fn pump_fills(&mut self, g: &mut Group, cx: &mut Context<'_>) {
-        if self.phase == Phase::Broken {
+        if self.phase == Phase::Broken && !mutant!("incomplete-copy-fills-others") {
             return;
         }
         let mut damaged = Vec::new();

@@ -27,11 +27,11 @@ mod verdict;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use protocol::DataServerId;
 use protocol::data::{DataError, DataRequest};
 use protocol::map::{Member, PgChange, PgConfig};
 use protocol::meta::PgReport;
 use protocol::replication::PeerMessage;
+use protocol::{DataServerId, mutant};
 
 use super::group::Group;
 use super::types::{Context, Output, RequestToken, Tick};
@@ -145,6 +145,19 @@ impl Primary {
     /// The takeover goes on under a newer configuration; what may be dropped depends on when it began.
     pub(super) fn keep_since(&mut self, since: Tick) {
         self.since = since;
+    }
+
+    #[cfg(test)]
+    pub(super) fn phase_name(&self) -> &'static str {
+        match self.phase {
+            Phase::TakingOver => "taking over",
+            Phase::Ready => "ready",
+            Phase::Broken => "broken",
+            Phase::Active if !self.repairs.is_empty() => "repairing",
+            Phase::Active if self.wants_credit() => "filling",
+            Phase::Active if self.scrub.is_pulling() => "replacing",
+            Phase::Active => "active",
+        }
     }
 
     pub(super) fn is_active(&self) -> bool {
@@ -344,7 +357,9 @@ impl Primary {
             } else if peer.waiting_since.is_none() {
                 peer.waiting_since = Some(cx.now);
             }
-            if !peer.has_in_flight() {
+            // One that is to become certain has something to say until it has everything.
+            let catches_up = !peer.needed() && peer.is_whole() && peer.written < head;
+            if !peer.has_in_flight() && !catches_up {
                 peer.quiet_since = None;
             } else if peer.quiet_since.is_none() {
                 peer.quiet_since = Some(cx.now);
@@ -377,6 +392,12 @@ impl Primary {
             *v == version && *made == change && cx.now.since(*at) < PROPOSE_AGAIN_MS
         });
         if !repeats {
+            if let PgChange::Drop(server) = change
+                && mutant!("removal-counts-before-it-is-committed")
+                && let Some(peer) = self.peers.get_mut(&server)
+            {
+                peer.role = PeerRole::Learner;
+            }
             self.proposal = Some((version, change.clone(), cx.now));
             g.outputs.push_back(Output::Propose { version, change });
         }
@@ -384,12 +405,14 @@ impl Primary {
 
     fn wanted_change(&self, g: &Group, cx: &Context<'_>) -> Option<PgChange> {
         match self.phase {
+            Phase::Broken if mutant!("resignation-forgotten") => return None,
             Phase::Broken => return Some(PgChange::Resign),
             Phase::Ready if !g.config().activated => return Some(PgChange::Activate),
             Phase::Ready | Phase::TakingOver | Phase::Active => {}
         }
         // An unreachable predecessor may serve reads until its own session has ended for certain.
         let patient = self.phase != Phase::Active && cx.now.since(self.since) < g.settings.grace_ms;
+        let patient = patient && !mutant!("predecessor-dropped-while-it-may-serve");
         let silent = self.peers.values().find(|peer| {
             peer.waiting_since.is_some_and(|since| cx.now.since(since) >= g.settings.drop_after_ms)
         });
@@ -407,10 +430,12 @@ impl Primary {
             // Who is made certain now would not have the child.
             return self.wanted_split(g);
         }
-        let caught_up = self
-            .peers
-            .values()
-            .find(|peer| peer.is_whole() && peer.counting.is_some_and(|from| peer.durable >= from))?;
+        let caught_up = self.peers.values().find(|peer| {
+            peer.is_whole()
+                && peer
+                    .counting
+                    .is_some_and(|from| peer.durable >= from || mutant!("promotion-before-the-disk"))
+        })?;
         let member = Member { uncertain: false, ..caught_up.member };
         Some(match caught_up.role {
             PeerRole::Uncertain => PgChange::MakeCertain(member),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use protocol::data::{DataError, DataReply, DataRequest, IO_MAX, ObjectContext};
 use protocol::replication::{GroupObject, LogEntry, LogOp, Position, StreamBody, Unit};
-use protocol::{InodeId, RequestId, Truncation};
+use protocol::{InodeId, RequestId, Truncation, mutant};
 
 use super::commit::{HeldRead, Pending};
 use super::peer::Stage;
@@ -165,6 +165,7 @@ impl Primary {
             piece.map_or((Bytes::new(), crc32c::crc32c(b"")), |piece| (piece.data, piece.crc));
         let unit = Unit::Object(object);
         let until = self.pending.iter().rev().find(|p| touches(p.unit, unit)).map_or(0, |p| p.sequence);
+        let until = if mutant!("read-sees-what-may-be-lost") { 0 } else { until };
         let reply = DataReply::Data { crc };
         if until <= self.committed {
             g.outputs.push_back(Output::reply(token, reply, payload));
@@ -193,11 +194,13 @@ impl Primary {
             let why = format!("{length} bytes at {offset} do not fit into a chunk of {}", g.view.chunk_size);
             return Err(DataError::Malformed(why).into());
         }
-        if request.session < g.view.sessions_from || g.view.blocked.contains_key(&request.session) {
+        let blocked = request.session < g.view.sessions_from || g.view.blocked.contains_key(&request.session);
+        if blocked && !mutant!("fence-not-judged") {
             return Err(DataError::Fenced.into());
         }
         match g.copy.table.seen(request) {
             Seen::New => {}
+            Seen::Ordered { .. } if mutant!("repetition-is-executed-again") => {}
             Seen::Superseded => return Err(DataError::Superseded.into()),
             Seen::Ordered { allocated, at } => {
                 self.answer_again(g, token, allocated, at);
@@ -333,7 +336,7 @@ impl Primary {
 
     /// The client knows of a fenced session: so must this server, before it orders anything for it.
     fn catch_up(&self, g: &mut Group, context: &ObjectContext) -> Judged<()> {
-        if context.fence > g.view.epoch {
+        if context.fence > g.view.epoch && !mutant!("fence-not-learnt") {
             g.outputs.push_back(Output::FetchMap);
             return Err(Verdict::Wait);
         }
@@ -384,6 +387,8 @@ fn check_fresh(
 ) -> Judged<u64> {
     let newest = truncation::newest(truncations);
     let known = info.map_or(0, |info| info.truncate_seq).max(g.copy.table.floor(object.inode));
+    let known =
+        if mutant!("late-write-below-the-floor") { info.map_or(0, |i| i.truncate_seq) } else { known };
     if newest < known { Err(DataError::StaleTruncation { known }.into()) } else { Ok(newest) }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use protocol::map::Member;
+use protocol::mutant;
 use protocol::replication::{Cursor, Fill, GroupObject, PeerMessage, Position, StreamBody, Unit};
 
 use crate::pg::group::Group;
@@ -77,7 +78,8 @@ impl FillProgress {
     /// not there when that was chosen: it will not be copied, so that its operations must be executed.
     pub(super) fn has_passed(&self, object: GroupObject) -> bool {
         let next = self.current.filter(|current| current.advances_cursor);
-        Cursor::At(object) <= self.cursor || next.is_some_and(|current| object < current.object)
+        let passing = next.is_some_and(|current| object < current.object);
+        Cursor::At(object) <= self.cursor || (passing && !mutant!("created-behind-the-cursor-is-lost"))
     }
 
     /// The current object cannot be read now: if nothing of it was sent, it is chosen again later.
@@ -164,7 +166,7 @@ impl Peer {
 
     /// Whether acknowledgements wait for it.
     pub(super) fn needed(&self) -> bool {
-        self.role == PeerRole::Certain || self.counting.is_some()
+        self.role == PeerRole::Certain || (self.counting.is_some() && !mutant!("promoted-before-it-counts"))
     }
 
     /// Starts over with a new link; what was on its way on the old one is void.
@@ -218,10 +220,15 @@ impl Peer {
         self.stage == Stage::Streaming && self.fill.is_none()
     }
 
+    /// Whether it executed the last message that changed what it holds.
+    pub(super) fn has_passed_barrier(&self) -> bool {
+        self.in_flight.front().is_none_or(|(index, _)| *index > self.barrier)
+    }
+
     /// Takes in an acknowledgement; true if anything moved.
     pub(super) fn acknowledge(&mut self, written: u64, durable: u64, processed: u64) -> bool {
         let mut moved = false;
-        if processed >= self.barrier {
+        if processed >= self.barrier || mutant!("acks-from-before-the-fill-count") {
             moved = written > self.written || durable > self.durable;
             self.written = self.written.max(written);
             self.durable = self.durable.max(durable);

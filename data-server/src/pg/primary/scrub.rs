@@ -74,6 +74,13 @@ struct Range {
     is_verified: bool,
 }
 
+#[cfg(test)]
+impl Scrub {
+    pub(super) fn is_pulling(&self) -> bool {
+        self.pull.is_some()
+    }
+}
+
 /// The primary's copy of an object is replaced by that of a member.
 #[derive(Debug)]
 struct Pull {
@@ -362,7 +369,8 @@ impl Primary {
     fn replace_next(&mut self, g: &mut Group, cx: &mut Context<'_>) {
         if let Some((server, link, object)) = self.scrub.replacing {
             match self.peers.get(&server) {
-                Some(peer) if peer.link == link && !peer.is_whole() => return,
+                // Sent is not replaced: the link may break before the member was told.
+                Some(peer) if peer.link == link && !(peer.is_whole() && peer.has_passed_barrier()) => return,
                 Some(peer) if peer.link == link => g.copy.scrub.repaired += 1,
                 // Whether it was told before the link broke is unknown: again.
                 Some(peer) if peer.role == PeerRole::Certain => {

@@ -1,8 +1,8 @@
 //! A new primary: finds the longest log, brings every certain member to its end, activates.
 
 use bytes::Bytes;
-use protocol::DataServerId;
 use protocol::replication::{Fill, LogEntry, LogOp, Position, StreamBody, Unit};
+use protocol::{DataServerId, mutant};
 use std::collections::BTreeSet;
 
 use super::peer::{FillProgress, Peer, PeerRole, PeerStatus, Stage};
@@ -31,8 +31,8 @@ impl Primary {
         match self.phase {
             Phase::TakingOver => return self.continue_takeover(g, cx),
             // An incomplete or damaged copy is no model for others.
-            Phase::Broken => return,
-            Phase::Ready | Phase::Active => {}
+            Phase::Broken if !mutant!("incomplete-copy-fills-others") => return,
+            Phase::Broken | Phase::Ready | Phase::Active => {}
         }
         let role = peer.role;
         let brought = bring_up(g, cx, peer);
@@ -61,7 +61,7 @@ impl Primary {
         if self.phase != Phase::TakingOver || g.stalled {
             return;
         }
-        if g.copy.fill.is_some() {
+        if g.copy.fill.is_some() && !mutant!("incomplete-copy-leads") {
             tracing::error!(
                 "placement group {}: this copy is incomplete and cannot lead; another member has to",
                 g.copy.pg
@@ -93,8 +93,11 @@ impl Primary {
             return;
         }
         let head = g.copy.head().sequence;
-        let complete = |peer: &Peer| peer.is_whole() && peer.written >= head;
-        if g.copy.reached().written >= head && self.certain().all(complete) {
+        let complete = |peer: &Peer| {
+            (peer.is_whole() && peer.written >= head) || mutant!("activated-before-members-caught-up")
+        };
+        let ready = g.copy.reached().written >= head || mutant!("activated-before-members-caught-up");
+        if ready && self.certain().all(complete) {
             self.phase = Phase::Ready;
             if g.config().activated {
                 self.activate(g, cx);
@@ -217,7 +220,8 @@ enum BroughtUp {
 fn bring_up(g: &mut Group, cx: &mut Context<'_>, peer: &mut Peer) -> BroughtUp {
     let Some(status) = peer.status.clone() else { return BroughtUp::OnItsWay };
     let log = &g.copy.log;
-    let prefix = status.fill.is_none() && log.contains(status.head);
+    let whole = status.fill.is_none() || mutant!("half-filled-member-is-whole");
+    let prefix = whole && log.contains(status.head);
     if prefix && status.head == log.head() {
         peer.stage = Stage::Streaming;
         return BroughtUp::OnItsWay;
@@ -280,10 +284,12 @@ fn start_fill(g: &mut Group, peer: &mut Peer, status: PeerStatus) {
     let (cursor, missing, base) = match common {
         Some(common) => {
             let cursor = status.fill.as_ref().map_or(Cursor::End, |fill| fill.cursor);
-            let stray = if common == status.head { Vec::new() } else { status.stray };
+            let ours = common == status.head || mutant!("members-ahead-keep-what-differs");
+            let stray = if ours { Vec::new() } else { status.stray };
             let mut missing: BTreeSet<Unit> =
                 stray.into_iter().chain(log.units_after(common.sequence)).collect();
-            missing.extend(status.fill.into_iter().flat_map(|fill| fill.missing));
+            let unfinished = status.fill.into_iter().flat_map(|fill| fill.missing);
+            missing.extend(unfinished.filter(|_| !mutant!("resumed-fill-forgets-what-is-missing")));
             (cursor, missing, had.unwrap_or(common))
         }
         None => (Cursor::Start, BTreeSet::new(), Position::default()),
@@ -299,7 +305,13 @@ fn start_fill(g: &mut Group, peer: &mut Peer, status: PeerStatus) {
         if cursor == Cursor::End { "not needed" } else { "needed" }
     );
     peer.stage = Stage::Streaming;
-    let table = g.copy.table.image(g.copy.head());
+    let mut table = g.copy.table.image(g.copy.head());
+    if mutant!("fill-without-requests") {
+        table.sessions.clear();
+    }
+    if mutant!("fill-without-floors") {
+        table.floors.clear();
+    }
     // When this member leads one day, another one may lack the operations that are in flight now.
     let (floor, log) = g.copy.log.end(4 * g.settings.window_ops);
     let pg_num = g.copy.pg_num;

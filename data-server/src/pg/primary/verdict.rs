@@ -4,8 +4,8 @@
 //! is right. Without a majority nothing is decided as long as a replica is missing that could decide; if there is
 //! none, the newest copy counts, and an object counts for more than its absence: a scrub never deletes on a tie.
 
-use protocol::DataServerId;
 use protocol::replication::ObjectSummary;
+use protocol::{DataServerId, mutant};
 use std::collections::BTreeMap;
 
 /// What one replica has: `None` for no such object.
@@ -31,9 +31,13 @@ pub(super) fn judge(copies: &BTreeMap<DataServerId, Held>, size: usize) -> Verdi
     }
     let most = votes.values().copied().max().unwrap_or(0);
     let majority = votes.iter().find(|(_, count)| **count * 2 > copies.len().max(size));
-    let best = match majority {
+    let least =
+        votes.iter().min_by_key(|(_, count)| **count).filter(|_| mutant!("scrub-trusts-the-bad-copy"));
+    let best = match least.or(majority) {
         Some((copy, _)) => *copy,
-        None if copies.len() < size => return Verdict::Undecided,
+        None if copies.len() < size && !mutant!("scrub-decides-without-a-majority") => {
+            return Verdict::Undecided;
+        }
         None => {
             let mut leading = votes.iter().filter(|(_, count)| **count == most).map(|(copy, _)| *copy);
             let newest = leading.clone().max_by_key(|copy| copy.map(|summary| summary.version));

@@ -98,8 +98,8 @@ pub(super) struct Clients {
     next_value: u64,
     next_attempt: u64,
     history: BTreeMap<Register, Vec<(usize, Operation)>>,
-    /// When somebody who knew of the fencing was first answered.
-    fence_seen: BTreeMap<MapEpoch, u64>,
+    /// When a group first answered somebody who knew of the fencing. What other groups do, nobody learns by that.
+    fence_seen: BTreeMap<(MapEpoch, Extent), u64>,
     pub(super) stopping: bool,
     /// Registers' values that must not be lost: written before a sync that was answered.
     synced_at: u64,
@@ -199,8 +199,10 @@ impl Clients {
         let inode = 1 + rng.below(INODES);
         let chunk = rng.below(self.chunks) as u32;
         let per_chunk = u64::from(CHUNK / REGISTER);
-        let first = rng.below(per_chunk);
-        let count = (1 + rng.below(3)).min(per_chunk - first);
+        // Now and then the whole object: what it was does not matter then, not even if it is damaged.
+        let whole = rng.chance(120);
+        let first = if whole { 0 } else { rng.below(per_chunk) };
+        let count = if whole { per_chunk } else { (1 + rng.below(3)).min(per_chunk - first) };
         let registers = (first..first + count).map(|r| (inode, chunk, r as u32));
         if rng.chance(450) {
             return Intent::Read(registers.collect());
@@ -344,10 +346,9 @@ impl Clients {
         let Some(current) = client.current.take() else { return Ok(1) };
         client.done += 1;
         // A sync or trim tells the primary nothing of fences.
-        let carries_fence =
-            client.fenced.is_none() && !matches!(current.intent, Intent::Sync | Intent::OwnTrim);
-        if carries_fence && current.fence > MapEpoch(0) {
-            self.fence_seen.entry(current.fence).or_insert(now);
+        let carries_fence = client.fenced.is_none() && current.fence > MapEpoch(0);
+        if let Some(extent) = current.extent_of_object().filter(|_| carries_fence) {
+            self.fence_seen.entry((current.fence, extent)).or_insert(now);
         }
         self.take_reply(index, current, now, &reply, payload)?;
         Ok(1)
@@ -470,7 +471,7 @@ impl Clients {
         for (register, operations) in &self.history {
             let history: Result<Vec<Operation>, String> = operations
                 .iter()
-                .map(|(client, op)| self.bounded_by_fence(*client, op, operations))
+                .map(|(client, op)| self.bounded_by_fence(*client, *register, op, operations))
                 .collect();
             let wrong = match history {
                 Ok(history) => violation(&history),
@@ -483,16 +484,20 @@ impl Clients {
         None
     }
 
-    /// What a fenced session did must have taken effect before somebody who knew of it was answered.
+    /// What a fenced session did must have taken effect before the object's group answered somebody who knew of it.
     fn bounded_by_fence(
         &self,
         client: usize,
+        (inode, chunk, _): Register,
         op: &Operation,
         all: &[(usize, Operation)],
     ) -> Result<Operation, String> {
-        let seen = self.clients[client]
-            .fenced
-            .and_then(|epoch| self.fence_seen.range(epoch..).map(|(_, at)| *at).min());
+        let object = ObjectId { pool: PG.pool, inode: InodeId(inode), chunk };
+        let fenced = self.clients[client].fenced;
+        let knew = |(fence, extent): &(MapEpoch, Extent)| {
+            fenced.is_some_and(|epoch| *fence >= epoch) && object.pg(extent.pg_num) == extent.pg
+        };
+        let seen = self.fence_seen.iter().filter(|(who, _)| knew(who)).map(|(_, at)| *at).min();
         let Some(seen) = seen.filter(|_| op.is_write) else { return Ok(op.clone()) };
         let was_read = all.iter().any(|(_, other)| !other.is_write && other.value == op.value);
         if op.start > seen && (was_read || !op.uncertain) {
@@ -506,6 +511,18 @@ impl Clients {
 }
 
 impl Current {
+    /// The group that answers for the object that it is about, if it is about one. When it was sent again, the group of
+    /// the last time, which is the same or was split off.
+    fn extent_of_object(&self) -> Option<Extent> {
+        let (DataRequest::Read { context, .. }
+        | DataRequest::Write { context, .. }
+        | DataRequest::Zero { context, .. }) = &self.body
+        else {
+            return None;
+        };
+        (context.pg_num > 0).then(|| Extent { pg: context.object.pg(context.pg_num), pg_num: context.pg_num })
+    }
+
     /// Where it goes now, by the map that the client knows (a sweep: by the newest).
     fn route(&mut self, (known, newest): (&ClusterMap, &ClusterMap)) -> Option<(PgId, Option<DataServerId>)> {
         match &mut self.body {

@@ -167,6 +167,11 @@ impl Metadata {
         for server in expired {
             self.expire(server);
         }
+        for pg in self.pgs() {
+            if self.drop_dead(pg) {
+                self.bump(pg);
+            }
+        }
         self.place();
     }
 
@@ -177,14 +182,36 @@ impl Metadata {
         for pg in self.pgs() {
             let config = self.groups.get_mut(&pg).expect("groups do not go");
             config.learners.retain(|m| m.server != server);
-            let others = config.certain().filter(|m| m.server != server).count();
-            if others >= self.min_size {
-                config.in_sync.retain(|m| m.server != server);
-            }
             if config.primary == Some(server) {
                 config.primary = None;
                 config.activated = false;
             }
+            self.drop_dead(pg);
+            self.bump(pg);
+            self.appoint(pg);
+        }
+    }
+
+    /// Members that are gone leave the list, if enough remain that know everything.
+    fn drop_dead(&mut self, pg: PgId) -> bool {
+        let servers = &self.servers;
+        let up = |m: &Member| servers.get(&m.server).is_some_and(|s| s.up);
+        let config = self.groups.get_mut(&pg).expect("groups do not go");
+        let before = config.in_sync.len();
+        if config.certain().filter(|m| up(m)).count() >= self.min_size {
+            config.in_sync.retain(up);
+        }
+        before != config.in_sync.len()
+    }
+
+    /// An administrator says that a server will not come back.
+    pub(super) fn forget(&mut self, server: DataServerId) {
+        if self.groups.values().all(|config| config.member(server).is_none()) {
+            return;
+        }
+        self.expire(server);
+        for pg in self.pgs() {
+            self.groups.get_mut(&pg).expect("groups do not go").in_sync.retain(|m| m.server != server);
             self.bump(pg);
             self.appoint(pg);
         }
@@ -243,7 +270,8 @@ impl Metadata {
             spare.map(|at| config.in_sync.remove(at));
             return self.bump(pg);
         }
-        let missing = self.size.saturating_sub(config.in_sync.len() + config.learners.len());
+        let living = config.in_sync.iter().filter(|m| up(m)).count();
+        let missing = self.size.saturating_sub(living + config.learners.len());
         let free: Vec<Member> = self
             .servers
             .iter()

@@ -8,7 +8,7 @@ use super::{check, read_everything, run, seeds, settle};
 const SEEDS: u64 = 250;
 
 fn faults(every_ms: u64) -> Faults {
-    Faults { every_ms, power_loss: false, damage: false, resize: false, split: true }
+    Faults { every_ms, split: true, ..Faults::NONE }
 }
 
 #[test]
@@ -19,6 +19,7 @@ fn groups_are_split_among_faults_and_lose_nothing() {
             power_loss: true,
             damage: seed.is_multiple_of(5),
             resize: seed.is_multiple_of(3),
+            disks: seed.is_multiple_of(2),
             ..faults(300)
         };
         let mut world = run(seed, faults, 8000);
@@ -82,7 +83,7 @@ fn a_primary_that_stops_in_a_split_undoes_or_completes_it() {
             world.hold_up_others(primary, 300);
             world.run_until(within_ms, |_| false);
             let away_ms = 20 + world.rng.below(400);
-            world.stop(primary, power_loss, away_ms);
+            world.stop(primary, power_loss, Some(away_ms));
             check(&mut world, seed);
         }
         settle(&mut world, seed);
@@ -109,7 +110,7 @@ fn a_split_without_faults_is_done_in_a_moment_and_clients_go_on() {
         assert!(world.run_until(5000, |world| world.meta.is_healthy()), "seed {seed}: {}", world.describe());
         world.run_until(2000, |_| false);
         let done = world.clients.done() - before;
-        assert!(done > 40, "seed {seed}: only {done} operations");
+        assert!(done > 20, "seed {seed}: only {done} operations");
         settle(&mut world, seed);
         read_everything(&mut world, seed);
     }
@@ -137,6 +138,5 @@ fn a_backup_that_is_older_than_splits_loses_no_group() {
 
 #[test]
 fn one_seed_is_one_run() {
-    let digest = |world: World| (world.now, world.clients.done(), world.meta.epoch, world.faults_seen);
-    assert_eq!(digest(run(5, faults(300), 6000)), digest(run(5, faults(300), 6000)));
+    assert_eq!(run(5, faults(300), 6000).digest, run(5, faults(300), 6000).digest);
 }

@@ -43,12 +43,38 @@ pub(super) struct SimStore {
     /// Objects whose bytes do not match their checksum.
     pub(super) damaged: BTreeSet<ObjectKey>,
     pub(super) busy: bool,
+    /// Ordinary writes are refused.
+    pub(super) full: bool,
+    /// The disk fails for good with this transaction.
+    pub(super) fails_at: Option<u64>,
+    /// So many of the next writes get lost or end up in another object's place, chosen by the first number.
+    pub(super) lies: Option<(u64, u64)>,
 }
 
 impl SimStore {
     /// Transactions submitted so far.
     pub(super) fn submitted(&self) -> u64 {
         self.submitted
+    }
+
+    /// Nothing is damaged, nor about to be.
+    pub(super) fn is_honest(&self) -> bool {
+        self.damaged.is_empty() && self.lies.is_none() && self.fails_at.is_none()
+    }
+
+    /// The disk is of no more use.
+    pub(super) fn has_failed(&self) -> bool {
+        self.fails_at.is_some_and(|at| self.submitted >= at)
+    }
+
+    /// A lost or misdirected write: the old bytes are still where the new ones should be, or the new ones are where
+    /// another object's should be. Either way a block does not match its checksum.
+    fn lie(&mut self, written: ObjectKey) {
+        let Some((seed, left)) = self.lies else { return };
+        self.lies = Some((seed.rotate_left(7), left - 1)).filter(|(_, left)| *left > 0);
+        let place = seed as usize % self.now.objects.len().max(1);
+        let victim = self.now.objects.keys().nth(place).filter(|_| seed & 1024 == 0);
+        self.damaged.insert(victim.copied().unwrap_or(written));
     }
 
     pub(super) fn set_written(&mut self, upto: u64) {
@@ -85,11 +111,25 @@ impl SimStore {
         if power_loss { self.durable } else { self.written }
     }
 
-    /// Sequence of the last log record, or table, that a power loss would leave.
+    /// Whether the copy of one of these groups lacks something that its log says, also while no process runs.
+    pub(super) fn is_incomplete(&self, pgs: impl Iterator<Item = protocol::PgId>) -> bool {
+        let mut store = SimStore { now: self.now.clone(), ..SimStore::default() };
+        let copy = |pg| crate::pg::copy::LocalCopy::load(pg, &mut store);
+        let mut copies = pgs.map(copy);
+        copies.any(|copy| copy.is_ok_and(|copy| copy.fill.is_some()))
+    }
+
+    /// Up to where everything is there after a power loss.
     pub(super) fn durable_log_end(&self, pg: protocol::PgId) -> u64 {
-        let mut durable = SimStore { now: self.durable_state.clone(), ..SimStore::default() };
-        let copy = crate::pg::copy::LocalCopy::load(pg, &mut durable);
-        copy.map_or(0, |copy| copy.reached().written)
+        complete_to(pg, self.durable_state.clone())
+    }
+
+    /// Up to where everything is there after the process was killed.
+    pub(super) fn written_log_end(&self, pg: protocol::PgId) -> u64 {
+        let mut state = self.durable_state.clone();
+        let written = self.since.iter().take((self.written - self.durable) as usize);
+        written.for_each(|transaction| apply(&mut state, transaction));
+        complete_to(pg, state)
     }
 
     /// The disk, or a bug, changes an object without anybody noticing.
@@ -137,6 +177,13 @@ impl SimStore {
         }
         Ok(())
     }
+}
+
+/// A copy that is incomplete has what it had before it became so.
+fn complete_to(pg: protocol::PgId, state: State) -> u64 {
+    let mut store = SimStore { now: state, ..SimStore::default() };
+    let copy = crate::pg::copy::LocalCopy::load(pg, &mut store);
+    copy.map_or(0, |copy| copy.fill.as_ref().map_or(copy.head(), |fill| fill.base).sequence)
 }
 
 fn apply(state: &mut State, transaction: &Transaction) {
@@ -193,6 +240,13 @@ impl PgStore for SimStore {
         if self.busy {
             return Err(StoreError::Busy);
         }
+        if self.has_failed() {
+            return Err(StoreError::Failed("the disk gave up".to_owned()));
+        }
+        let takes_space = transaction.ops.iter().any(|op| matches!(op, Op::Write { .. }));
+        if self.full && takes_space && !transaction.use_reserve {
+            return Err(StoreError::Full { needed: 1, used: 1, capacity: 1 });
+        }
         let total = |state: &State| state.objects.values().map(|o| o.data.len() as i64).sum::<i64>();
         let before = total(&self.now);
         for op in &transaction.ops {
@@ -212,6 +266,13 @@ impl PgStore for SimStore {
                     self.damaged.insert(ObjectKey { pg: *pg, ..*key });
                 }
                 _ => {}
+            }
+        }
+        for op in &transaction.ops {
+            if let Op::Write { key, data, .. } = op
+                && !data.is_empty()
+            {
+                self.lie(*key);
             }
         }
         let objects = &self.now.objects;
@@ -276,7 +337,7 @@ impl PgStore for SimStore {
     }
 
     fn is_full(&self) -> bool {
-        false
+        self.full
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use protocol::data::{DataError, DataRequest, DataResponse};
+use protocol::data::{DataError, DataReply, DataRequest, DataResponse};
 use protocol::map::{ClusterMap, PgChange, PgConfig};
 use protocol::replication::PeerMessage;
-use protocol::{DataServerId, MapEpoch, PgId, PoolId, SessionId, StoreUuid};
+use protocol::{DataServerId, MapEpoch, PgId, PoolId, RequestId, SessionId, StoreUuid};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -57,6 +57,14 @@ pub(super) struct Faults {
     pub(super) resize: bool,
     /// The pool begins with a few groups and gets more, groups move, and clients learn of it late.
     pub(super) split: bool,
+    /// Disks are slow, fill, fail, and lose or misdirect writes; links are silent in one direction, or damage bytes.
+    pub(super) disks: bool,
+}
+
+impl Faults {
+    /// None.
+    pub(super) const NONE: Faults =
+        Faults { every_ms: 0, power_loss: false, damage: false, resize: false, split: false, disks: false };
 }
 
 struct Node {
@@ -74,14 +82,51 @@ struct Node {
     leases: Vec<(u64, u64)>,
     map_epoch: u64,
     tokens: BTreeMap<RequestToken, (usize, u64)>,
+    /// What their requests are recognised by.
+    requests: BTreeMap<RequestToken, RequestId>,
     /// Syncs in service, with the end of the log when they came.
     syncs: BTreeMap<RequestToken, (PgId, u64)>,
     last_token: u64,
     sync_scheduled: bool,
+    /// Ticket up to which a sync was asked for.
+    sync_wanted: u64,
     write_scheduled: bool,
     room_scheduled: bool,
+    /// The disk takes longer until then.
+    slow_until: u64,
+    /// The machine is gone for good, with its disk.
+    destroyed: bool,
 }
 
+impl Default for Node {
+    fn default() -> Self {
+        Node {
+            store: SimStore::default(),
+            alive: false,
+            replicas: BTreeMap::new(),
+            views: BTreeMap::new(),
+            incarnation: 0,
+            clean: true,
+            registered: false,
+            paused_until: 0,
+            lease_until: 0,
+            leases: Vec::new(),
+            map_epoch: 0,
+            tokens: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            syncs: BTreeMap::new(),
+            last_token: 0,
+            sync_scheduled: false,
+            sync_wanted: 0,
+            write_scheduled: false,
+            room_scheduled: false,
+            slow_until: 0,
+            destroyed: false,
+        }
+    }
+}
+
+#[derive(Debug)]
 enum Event {
     Tick(DataServerId),
     Heartbeat(DataServerId),
@@ -130,6 +175,8 @@ enum Event {
     },
     MetaTick,
     Restart(DataServerId),
+    /// An administrator removes a machine that is gone for good.
+    Forget(DataServerId),
     Request {
         server: DataServerId,
         pg: PgId,
@@ -149,8 +196,12 @@ enum Event {
 }
 
 mod checks;
+mod coverage;
 mod faults;
 mod known;
+mod maps;
+
+pub(super) use coverage::Coverage;
 
 /// Objects of a store.
 pub(super) type Objects = BTreeMap<crate::store::ObjectKey, super::store::SimObject>;
@@ -178,8 +229,18 @@ pub(super) struct World {
     pub(super) log_max: usize,
     /// The largest end of each group's log that a sync was answered for.
     synced: BTreeMap<PgId, u64>,
+    /// The last operation of each group that a client was told of.
+    acknowledged: BTreeMap<PgId, u64>,
+    /// How many operations clients were told of.
+    acknowledgements: u64,
     pub(super) problem: Option<String>,
     pub(super) faults_seen: u64,
+    /// Of everything that happened so far: one seed is one digest.
+    pub(super) digest: u64,
+    /// What came in which phase.
+    pub(super) coverage: Coverage,
+    /// Directions in which links are silent, and until when.
+    silent: BTreeMap<(DataServerId, DataServerId), u64>,
     /// Tell everything (`TRACE=1` in the environment).
     trace: bool,
 }
@@ -223,35 +284,19 @@ impl World {
             // With a long log members that were away are caught up across splits.
             log_max: if faults.split && seed % 4 < 2 { 400 } else { 24 },
             synced: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            acknowledgements: 0,
             recovery_credit: [100_000, 4096, 900][(seed % 3) as usize],
             problem: None,
             faults_seen: 0,
+            digest: 0xcbf2_9ce4_8422_2325,
+            coverage: Coverage::default(),
+            silent: BTreeMap::new(),
             trace: std::env::var("TRACE").is_ok(),
         };
         for id in 0..servers {
             let id = DataServerId(id);
-            world.nodes.insert(
-                id,
-                Node {
-                    store: SimStore::default(),
-                    alive: false,
-                    replicas: BTreeMap::new(),
-                    views: BTreeMap::new(),
-                    incarnation: 0,
-                    clean: true,
-                    registered: false,
-                    paused_until: 0,
-                    lease_until: 0,
-                    leases: Vec::new(),
-                    map_epoch: 0,
-                    tokens: BTreeMap::new(),
-                    syncs: BTreeMap::new(),
-                    last_token: 0,
-                    sync_scheduled: false,
-                    write_scheduled: false,
-                    room_scheduled: false,
-                },
-            );
+            world.nodes.insert(id, Node::default());
             world.at(u64::from(id.0), Event::Restart(id));
         }
         world.at(1, Event::MetaTick);
@@ -296,25 +341,31 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.faults.every_ms = 0;
         self.lonely.clear();
+        self.silent.clear();
         for (a, b) in std::mem::take(&mut self.cut) {
             self.at(1, Event::LinkUp { a, b });
         }
         for node in self.nodes.values_mut() {
             node.paused_until = 0;
+            node.slow_until = 0;
+            node.store.full = false;
+            node.store.lies = None;
+            node.store.fails_at = None;
         }
     }
 
     /// All machines lose power at once.
     pub(super) fn lose_all_power(&mut self) {
+        self.forget_unsynced();
         for id in self.ids() {
-            self.stop(id, true, 50);
+            self.stop(id, true, Some(50));
         }
     }
 
     /// All processes are killed at once.
     pub(super) fn kill_all(&mut self) {
         for id in self.ids() {
-            self.stop(id, false, 50);
+            self.stop(id, false, Some(50));
         }
     }
 
@@ -326,7 +377,7 @@ impl World {
     pub(super) fn all_are_up(&self) -> bool {
         let known = |(id, node): (&DataServerId, &Node)| {
             let incarnation = self.meta.servers.get(id).filter(|s| s.up).map(|s| s.incarnation);
-            node.alive && incarnation == Some(node.incarnation)
+            node.destroyed || (node.alive && incarnation == Some(node.incarnation))
         };
         self.nodes.iter().all(known)
     }
@@ -347,6 +398,7 @@ impl World {
                 return self.at(delay, event);
             }
         }
+        self.note_event(&event);
         match event {
             Event::Tick(server) => {
                 let credit = self.recovery_credit;
@@ -389,6 +441,7 @@ impl World {
             Event::Deliver { from, to, pg, link, message, payload } => {
                 if self.links.get(&pair(from, to)).copied().unwrap_or(0) == link {
                     self.ensure(to, pg);
+                    self.cover(to, pg, coverage::name_of(&message));
                     self.with(to, pg, |replica, cx| replica.handle_message(cx, from, message, payload));
                 }
             }
@@ -412,6 +465,11 @@ impl World {
                     node.sync_scheduled = false;
                     let upto = node.store.least_kept(false);
                     node.store.set_durable(upto);
+                    // What is not written yet is synced once it is.
+                    if upto < node.sync_wanted {
+                        node.sync_scheduled = true;
+                        self.at(5, Event::Durable(server, incarnation));
+                    }
                     self.progress(server);
                 }
             }
@@ -441,7 +499,13 @@ impl World {
                 self.at(100, Event::MetaTick);
             }
             Event::Restart(server) => self.start(server),
+            Event::Forget(server) => {
+                let before = self.meta.epoch;
+                self.meta.forget(server);
+                self.publish(before);
+            }
             Event::Request { server, pg, client, attempt, body, payload } => {
+                self.cover(server, pg, coverage::name_of_request(&body));
                 let node = self.node(server);
                 if !node.alive {
                     return;
@@ -452,6 +516,9 @@ impl World {
                 };
                 node.last_token += 1;
                 let token = RequestToken(node.last_token);
+                if let DataRequest::Write { request, .. } | DataRequest::Zero { request, .. } = &body {
+                    node.requests.insert(token, *request);
+                }
                 if matches!(body, DataRequest::Sync { .. }) {
                     node.syncs.insert(token, (pg, replica.position().sequence));
                 }
@@ -531,11 +598,14 @@ impl World {
         let progress = crate::pg::PgStore::progress(&node.store);
         if node.store.submitted() > progress.written && !node.write_scheduled {
             node.write_scheduled = true;
-            let delay = 1 + self.rng.below(3);
+            let delay = 1 + self.rng.below(3) + self.slowness(server);
             self.at(delay, Event::Written(server, incarnation));
         }
         for output in outputs {
-            self.output(server, pg, output);
+            // It stops at once where its disk failed.
+            if self.nodes[&server].alive {
+                self.output(server, pg, output);
+            }
         }
     }
 
@@ -574,11 +644,15 @@ impl World {
         if self.trace {
             println!("{} server {server} {pg}: {output:?}", self.now);
         }
+        self.note_output(server, pg, &output);
         let incarnation = self.nodes[&server].incarnation;
         match output {
             Output::Send { to, message, payload } => self.send(server, to, pg, message, payload),
             Output::Reply { token, response, payload } => {
                 self.check_reply(server, pg, &response);
+                if matches!(response, Ok(DataReply::Written { .. })) {
+                    self.check_acknowledged(server, pg, token);
+                }
                 if let Some((pg, head)) = self.node(server).syncs.remove(&token)
                     && response.is_ok()
                 {
@@ -597,9 +671,10 @@ impl World {
                     self.at(delay, Event::Propose { from: server, pg, version, change });
                 }
             }
-            Output::RequestDurable(_) => {
-                let delay = 2 + self.rng.below(20);
+            Output::RequestDurable(ticket) => {
+                let delay = 2 + self.rng.below(20) + self.slowness(server);
                 let node = self.node(server);
+                node.sync_wanted = node.sync_wanted.max(ticket.0);
                 if !node.sync_scheduled {
                     node.sync_scheduled = true;
                     self.at(delay, Event::Durable(server, incarnation));
@@ -621,15 +696,19 @@ impl World {
                     self.ensure(server, pg);
                 }
             }
+            // As the driver does: the process ends, and the disk is of no more use.
+            Output::Fatal(_) if self.nodes[&server].store.has_failed() => self.destroy(server),
             Output::Fatal(error) => self.problem = Some(format!("server {server} stopped: {error}")),
         }
     }
 
     fn send(&mut self, from: DataServerId, to: DataServerId, pg: PgId, message: PeerMessage, payload: Bytes) {
         let key = pair(from, to);
-        if self.cut.contains(&key) || self.rng.chance(1) {
+        let silent = self.silent.get(&(from, to)).is_some_and(|until| *until > self.now);
+        if self.cut.contains(&key) || silent || self.rng.chance(1) {
             return;
         }
+        let payload = self.damaged_on_the_way(&message, payload);
         let link = self.links.get(&key).copied().unwrap_or(0);
         // First in, first out.
         let wanted = self.now + self.rng.latency();
@@ -673,7 +752,7 @@ impl World {
     fn start(&mut self, server: DataServerId) {
         let settings = settings(self.log_max);
         let node = self.node(server);
-        if node.alive {
+        if node.alive || node.destroyed {
             return;
         }
         node.incarnation += 1;
@@ -726,79 +805,6 @@ impl World {
         let epoch = self.meta.epoch;
         self.publish(before);
         self.at(2, Event::Lease { server, incarnation, sent: now, epoch });
-    }
-
-    /// Tells everyone about a newer map.
-    fn publish(&mut self, before: u64) {
-        if self.meta.epoch != before {
-            if self.trace {
-                println!("{} configurations {:?}", self.now, self.meta.groups);
-            }
-            let map = Rc::new(self.meta.map());
-            for client in 0..self.client_maps.len() {
-                if self.faults.split {
-                    let late = if self.rng.chance(300) { 3000 } else { 5 };
-                    let delay = self.rng.below(late);
-                    self.at(delay, Event::ClientMap { client, map: map.clone() });
-                } else {
-                    self.client_maps[client] = map.clone();
-                }
-            }
-            for server in self.ids() {
-                self.send_map(server);
-            }
-        }
-    }
-
-    fn send_map(&mut self, server: DataServerId) {
-        if self.is_lonely(server) {
-            return;
-        }
-        let epoch = self.meta.epoch;
-        let blocked = Rc::new(self.meta.blocked.clone());
-        let view = |config: &PgConfig| GroupView {
-            config: config.clone(),
-            epoch: MapEpoch(epoch),
-            blocked: blocked.clone(),
-            size: self.meta.size,
-            min_size: self.meta.min_size,
-            chunk_size: CHUNK,
-            pg_num: self.meta.pg_num,
-            restored_at: self.meta.restored_at,
-            ..GroupView::default()
-        };
-        let views = self.meta.groups.iter().map(|(pg, config)| (*pg, view(config))).collect();
-        let incarnation = self.nodes[&server].incarnation;
-        let delay = self.rng.latency();
-        self.at(delay, Event::Map { server, incarnation, epoch, views });
-    }
-
-    fn take_map(
-        &mut self,
-        server: DataServerId,
-        incarnation: u64,
-        epoch: u64,
-        views: BTreeMap<PgId, GroupView>,
-    ) {
-        let node = self.node(server);
-        if node.incarnation != incarnation || node.map_epoch >= epoch {
-            return;
-        }
-        node.map_epoch = epoch;
-        node.settle_leases();
-        node.views = views.clone();
-        for (pg, view) in views {
-            if view.config.member(server).is_some() {
-                self.ensure(server, pg);
-            }
-            self.with(server, pg, |replica, cx| replica.handle_view(cx, view));
-        }
-    }
-
-    fn tell_client(&mut self, client: usize, map: Rc<ClusterMap>) {
-        if self.client_maps[client].epoch < map.epoch {
-            self.client_maps[client] = map;
-        }
     }
 
     fn client_step(&mut self, client: usize) {

@@ -201,6 +201,15 @@ fn a_full_journal_is_all_there_after_a_kill() {
         assert!(version - first > 100, "{} transactions fit", version - first);
         // A checkpoint begins, which takes the segment kept for it, and does not come to its end.
         store.core.freeze().unwrap();
+        // What still fits goes on; nothing that a recovery needs gives way to it.
+        loop {
+            let op = write(k, version % 100 * 4096, &pattern(4096, version + 1), version + 1);
+            match store.submit(&Transaction::new(vec![op])) {
+                Ok(_) => version += 1,
+                Err(StoreError::Busy) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
         store.step_write();
         drop(store);
         disk = disk.process_killed();

@@ -228,3 +228,56 @@ fn foreign_and_incomplete_directories_are_refused() {
     image.flip("superblock", 4096 + 20, 1);
     assert!(matches!(open(&image, small_config()), Err(StoreError::Refused(_))));
 }
+
+/// Objects of the lying disk's store, as they are said to be.
+fn write_and_trust(store: &Store) -> BTreeMap<ObjectKey, Vec<u8>> {
+    let mut said: BTreeMap<ObjectKey, Vec<u8>> = BTreeMap::new();
+    for version in 1..=24_u64 {
+        let k = key(7, version % 4, 0);
+        // Large ones go to fresh blocks, small ones into the journal and with the checkpoint to their blocks.
+        let len = if version % 3 == 0 { 20_000 } else { 3000 };
+        let (offset, data) = (version * 1500 % 12_000, pattern(len, version));
+        match submit(store, vec![write(k, offset, &data, version)]) {
+            Ok(_) => {
+                let object = said.entry(k).or_default();
+                object.resize(object.len().max(offset as usize + len), 0);
+                object[offset as usize..offset as usize + len].copy_from_slice(&data);
+            }
+            // Part of a block that is wrong already.
+            Err(StoreError::Corrupt { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+        store.step_write();
+        if version % 5 == 0 {
+            store.checkpoint().unwrap();
+        }
+    }
+    store.step_sync().unwrap();
+    store.checkpoint().unwrap();
+    said
+}
+
+/// A disk that says "written" and did not, or wrote elsewhere: nobody is given wrong bytes.
+#[test]
+fn a_lost_or_misdirected_write_is_never_read() {
+    let mut noticed = 0;
+    for nth in 0..24 {
+        for by in [None, Some(4096), Some(3 * 4096), Some(7 * 4096)] {
+            let disk = SimDisk::new(1);
+            let store = open(&disk, small_config()).unwrap();
+            disk.lie("extents", nth, by);
+            let said = write_and_trust(&store);
+            let reopened = open(&disk.process_killed(), small_config()).unwrap();
+            for ((k, said), store) in said.iter().flat_map(|o| [(o, &store), (o, &reopened)]) {
+                match store.read(*k, 0, said.len()) {
+                    Ok(piece) => {
+                        assert_eq!(piece.unwrap().data, said, "write {nth} of {k} went {by:?} astray")
+                    }
+                    Err(StoreError::Corrupt { .. }) => noticed += 1,
+                    Err(other) => panic!("{other}"),
+                }
+            }
+        }
+    }
+    assert!(noticed > 50, "{noticed}");
+}

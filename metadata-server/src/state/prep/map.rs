@@ -9,6 +9,7 @@ use protocol::map::{DataServerInfo, Member, PgChange, PgConfig, Pool, WEIGHT_ONE
 use protocol::meta::{DataServerRegistration, FAILURE_BYTES_MAX, FullRatios, MetaError};
 use protocol::{DataServerId, PgId, SessionId};
 use std::collections::BTreeMap;
+use zab::mutant;
 
 /// A decision of the planner: valid only if the group is still at this version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,7 +186,7 @@ impl Prep<'_> {
         change: &PgChange,
     ) -> Result<()> {
         let mut config = self.group(pg)?.unwrap_or_default();
-        if config.version != version {
+        if config.version != version && !mutant!("change-of-an-older-configuration") {
             return Err(MetaError::PgChanged { version: config.version }.into());
         }
         if config.primary != Some(from) {
@@ -300,10 +301,14 @@ fn crush_weight(capacity: u64) -> u32 {
 /// Updates a server's place after its start. `true` if the configuration changed.
 fn rejoin(config: &mut PgConfig, server: DataServerId, said: &DataServerRegistration) -> bool {
     let mut changed = false;
-    let same = |m: &Member| m.server == server && m.store == said.store && m.incarnation != said.incarnation;
+    let same = |m: &Member| {
+        m.server == server
+            && (m.store == said.store || mutant!("wiped-store-keeps-its-place"))
+            && m.incarnation != said.incarnation
+    };
     for member in config.in_sync.iter_mut().filter(|m| same(m)) {
         member.incarnation = said.incarnation;
-        member.uncertain |= !said.clean;
+        member.uncertain |= !said.clean && !mutant!("unclean-stop-leaves-no-doubt");
         changed = true;
     }
     for member in config.learners.iter_mut().filter(|m| same(m)) {
@@ -342,7 +347,7 @@ fn apply_change(
             }
             let remaining = config.certain().filter(|m| m.server != *server).count();
             let counts = config.in_sync_member(*server).is_some();
-            if counts && remaining < min_size {
+            if counts && remaining < min_size && !mutant!("group-shrinks-below-min-size") {
                 return Err(format!("without server {server} fewer than {min_size} members would remain"));
             }
             config.in_sync.retain(|m| m.server != *server);

@@ -1,6 +1,7 @@
 //! What must hold whenever something is answered or changed.
 
 use super::*;
+use crate::pg::table::Seen;
 
 impl World {
     /// A success may leave a server only while no other server can be serving.
@@ -47,6 +48,8 @@ impl World {
             }
         }
         self.synced.insert(child, synced);
+        let acknowledged = self.acknowledged.get(&parent).copied().unwrap_or(0);
+        self.acknowledged.entry(child).or_insert(acknowledged);
     }
 
     /// What a sync was answered for is on the disk of every certain member.
@@ -64,6 +67,45 @@ impl World {
                     member.server, self.now
                 ));
             }
+        }
+    }
+
+    /// What was acknowledged is in the files of every certain member, and stays there. Looked at now and then: it
+    /// takes as long as all the rest.
+    pub(super) fn check_acknowledged(&mut self, server: DataServerId, pg: PgId, token: RequestToken) {
+        let node = self.node(server);
+        let request = node.requests.remove(&token);
+        let table = node.replicas.get(&pg).map(|replica| &replica.group.copy.table);
+        let seen = table.zip(request).map(|(table, request)| table.seen(request));
+        let end = self.acknowledged.entry(pg).or_default();
+        if let Some(Seen::Ordered { at, .. }) = seen {
+            *end = at.max(*end);
+        }
+        let end = *end;
+        self.acknowledgements += 1;
+        if !self.acknowledgements.is_multiple_of(16) {
+            return;
+        }
+        let Some(config) = self.meta.groups.get(&pg) else { return };
+        for member in config.certain() {
+            let node = &self.nodes[&member.server];
+            let counts = node.incarnation == member.incarnation && node.alive && node.clean;
+            let written = node.store.written_log_end(pg);
+            if counts && written < end {
+                let member = member.server;
+                self.problem = Some(format!(
+                    "{end} of {pg} was acknowledged by server {server}, server {member} has {written} in its files ({})",
+                    self.now
+                ));
+                return;
+            }
+        }
+    }
+
+    /// Power is lost where it matters: only what was synced has to be there from now on.
+    pub(super) fn forget_unsynced(&mut self) {
+        for (pg, end) in &mut self.acknowledged {
+            *end = self.synced.get(pg).copied().unwrap_or(0).min(*end);
         }
     }
 }

@@ -20,23 +20,22 @@ impl World {
         let ids = self.ids();
         let one = ids[self.rng.below(ids.len() as u64) as usize];
         let other = ids[self.rng.below(ids.len() as u64) as usize];
-        let kinds = if self.faults.split { 15 } else { 11 + u64::from(self.faults.resize) };
-        let kind = self.rng.below(kinds);
+        let kind = self.kind_of_fault();
         if self.trace {
             println!("{} fault {kind} {one} {other}", self.now);
         }
         match kind {
             0 => {
                 let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, false, for_ms);
+                self.stop(one, false, Some(for_ms));
             }
             1 => {
                 let for_ms = 20 + self.rng.below(100);
-                self.stop(one, false, for_ms);
+                self.stop(one, false, Some(for_ms));
             }
             2 if self.faults.power_loss && self.may_lose_power(one) => {
                 let for_ms = 20 + self.rng.below(3000);
-                self.stop(one, true, for_ms);
+                self.stop(one, true, Some(for_ms));
             }
             3 => {
                 let for_ms = 100 + self.rng.below(4000);
@@ -67,20 +66,11 @@ impl World {
             }
             9 if self.faults.damage => self.damage(one),
             11 if self.faults.resize => {
-                let size = 2 + self.rng.below(ids.len() as u64 - 1);
+                let living = self.nodes.values().filter(|node| !node.destroyed).count() as u64;
+                let size = 2 + self.rng.below(living - 1);
                 let min_size = 2 + self.rng.below(size - 1);
                 let before = self.meta.epoch;
                 self.meta.set_pool(size as usize, min_size as usize);
-                self.publish(before);
-            }
-            12 | 13 if self.faults.split => {
-                let more = 1 + self.rng.below(u64::from(self.meta.pg_num)) as u32;
-                self.grow(more);
-            }
-            14 => {
-                let before = self.meta.epoch;
-                let pg = self.any_group();
-                self.meta.migrate(pg, one);
                 self.publish(before);
             }
             10 => {
@@ -88,10 +78,110 @@ impl World {
                     self.fence(client);
                 }
             }
+            12..20 => self.disk_or_link_fault(kind, one, other),
+            20 | 21 => {
+                let more = 1 + self.rng.below(u64::from(self.meta.pg_num)) as u32;
+                self.grow(more);
+            }
+            22 => {
+                let before = self.meta.epoch;
+                let pg = self.any_group();
+                self.meta.migrate(pg, one);
+                self.publish(before);
+            }
             _ => {}
         }
         let delay = 1 + self.rng.below(2 * self.faults.every_ms);
         self.at(delay, Event::Fault);
+    }
+
+    /// Those of disks and links are 12 to 19, what administrators do with groups is from 20 on.
+    fn kind_of_fault(&mut self) -> u64 {
+        let ordinary = match self.faults {
+            Faults { disks: true, .. } => 20,
+            Faults { split: true, .. } | Faults { resize: true, .. } => 12,
+            _ => 11,
+        };
+        let kind = self.rng.below(ordinary + if self.faults.split { 3 } else { 0 });
+        if kind < ordinary { kind } else { 20 + kind - ordinary }
+    }
+
+    /// What a slow disk adds to a write or a sync, in milliseconds.
+    pub(super) fn slowness(&mut self, server: DataServerId) -> u64 {
+        let is_slow = self.nodes[&server].slow_until > self.now;
+        if is_slow { self.rng.below(1500) } else { 0 }
+    }
+
+    /// Memory or a cable changes a byte of what one server sends to another.
+    pub(super) fn damaged_on_the_way(&mut self, message: &PeerMessage, payload: Bytes) -> Bytes {
+        // Repairs are rare.
+        let per_mille = if matches!(message, PeerMessage::Blocks { .. }) { 150 } else { 4 };
+        if !self.faults.disks || payload.is_empty() || !self.rng.chance(per_mille) {
+            return payload;
+        }
+        let mut bytes = payload.to_vec();
+        let at = self.rng.below(bytes.len() as u64) as usize;
+        bytes[at] ^= 1 << self.rng.below(8);
+        Bytes::from(bytes)
+    }
+
+    fn disk_or_link_fault(&mut self, kind: u64, one: DataServerId, other: DataServerId) {
+        match kind {
+            12 | 13 => {
+                let until = self.now + 100 + self.rng.below(4000);
+                self.node(one).slow_until = until;
+            }
+            14 => {
+                let is_full = self.rng.chance(500);
+                self.node(one).store.full = is_full;
+            }
+            15 if self.may_lose_power(one) && self.others_are_whole(one) => {
+                // Somewhere in the next writes.
+                let after = self.rng.below(6);
+                let store = &mut self.node(one).store;
+                store.fails_at = Some(store.submitted() + after);
+            }
+            16 if self.may_lose_power(one) && self.others_are_whole(one) => {
+                let (seed, writes) = (self.rng.below(u64::MAX), 1 + self.rng.below(3));
+                self.node(one).store.lies = Some((seed, writes));
+            }
+            17 | 18 if one != other => {
+                let until = self.now + 50 + self.rng.below(3000);
+                self.silent.insert((one, other), until);
+            }
+            19 => {
+                // Part of the servers does not reach the rest.
+                let for_ms = 50 + self.rng.below(3000);
+                for (a, b) in self.pairs() {
+                    if self.rng.chance(500) {
+                        self.cut_link(a, b, for_ms);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn pairs(&self) -> Vec<(DataServerId, DataServerId)> {
+        let ids = self.ids();
+        ids.iter().flat_map(|a| ids.iter().filter(move |b| *b > a).map(|b| (*a, *b))).collect()
+    }
+
+    /// A machine is gone for good; another one comes in its stead.
+    pub(in crate::pg::simulation) fn destroy(&mut self, server: DataServerId) {
+        if self.nodes[&server].destroyed {
+            return;
+        }
+        self.stop(server, false, None);
+        let node = self.node(server);
+        node.destroyed = true;
+        node.store = SimStore::default();
+        let fresh = DataServerId(self.nodes.len() as u32);
+        self.nodes.insert(fresh, Node::default());
+        let delay = 100 + self.rng.below(3000);
+        self.at(delay, Event::Restart(fresh));
+        let delay = 500 + self.rng.below(4000);
+        self.at(delay, Event::Forget(server));
     }
 
     /// The pool wants more groups.
@@ -115,25 +205,42 @@ impl World {
         self.meta.groups.keys().nth(nth as usize).copied().unwrap_or(PG)
     }
 
+    /// All certain members beside this one run and hold everything.
+    fn others_are_whole(&self, server: DataServerId) -> bool {
+        let whole = |(pg, config): (&PgId, &PgConfig)| {
+            let holds = |id: &DataServerId| {
+                let node = &self.nodes[id];
+                !node.destroyed && node.replicas.get(pg).is_some_and(Replica::is_complete)
+            };
+            config.certain().filter(|m| m.server != server).all(|m| holds(&m.server))
+        };
+        self.meta.is_healthy() && self.meta.groups.iter().all(whole)
+    }
+
     /// One machine at a time, with no other fault that takes bytes: what was not synced survives any one server,
     /// not any two.
     fn may_lose_power(&self, server: DataServerId) -> bool {
         let intact = |(id, node): (&DataServerId, &Node)| {
-            let complete = node.replicas.values().all(Replica::is_complete);
-            (*id == server || (node.clean && complete)) && node.store.damaged.is_empty()
+            let own = *id == server || node.destroyed;
+            let complete = || !node.store.is_incomplete(self.meta.groups.keys().copied());
+            (own || (node.clean && complete())) && node.store.is_honest()
         };
         let backed = |config: &PgConfig| {
             let others = config.certain().filter(|m| m.server != server);
-            config.in_sync.iter().all(|m| !m.uncertain) && others.count() >= 1
+            let whole = others.filter(|m| !self.nodes[&m.server].destroyed);
+            config.in_sync.iter().all(|m| !m.uncertain) && whole.count() >= 1
         };
         self.meta.groups.values().all(backed) && self.nodes.iter().all(intact)
     }
 
     /// Damages an object on one server, if all others in sync are intact.
     fn damage(&mut self, server: DataServerId) {
-        let intact = self.nodes.iter().all(|(id, node)| *id == server || node.store.damaged.is_empty());
+        let intact = self.nodes.iter().all(|(id, node)| *id == server || node.store.is_honest());
         let uncertain = self.nodes.values().any(|node| !node.clean);
-        if !intact || uncertain || !self.meta.is_healthy() {
+        // A machine that is gone is a member until somebody says so.
+        let mut members = self.meta.groups.values().flat_map(|config| &config.in_sync);
+        let lost = members.any(|m| self.nodes[&m.server].destroyed);
+        if !intact || uncertain || lost || !self.meta.is_healthy() {
             return;
         }
         let keys: Vec<_> = self.nodes[&server].store.objects().keys().copied().collect();
@@ -152,11 +259,12 @@ impl World {
             .for_each(|(_, node)| node.paused_until = until);
     }
 
+    /// The process or its machine stops; it comes back after so many milliseconds, or never.
     pub(in crate::pg::simulation) fn stop(
         &mut self,
         server: DataServerId,
         power_loss: bool,
-        restart_after: u64,
+        restart_after: Option<u64>,
     ) {
         if !self.nodes[&server].alive {
             return;
@@ -173,13 +281,17 @@ impl World {
         node.alive = false;
         node.replicas.clear();
         node.tokens.clear();
+        node.requests.clear();
         node.syncs.clear();
         node.clean &= !power_loss;
         node.sync_scheduled = false;
+        node.sync_wanted = 0;
         node.write_scheduled = false;
         node.room_scheduled = false;
         // Nothing that is under way may reach the next start.
         node.incarnation += 1;
-        self.at(restart_after, Event::Restart(server));
+        if let Some(restart_after) = restart_after {
+            self.at(restart_after, Event::Restart(server));
+        }
     }
 }

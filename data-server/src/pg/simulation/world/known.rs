@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Requests (session, low-water mark, numbers) and truncation floors (inode, sequence).
+type Remembered = (Vec<(u64, u64, Vec<u64>)>, Vec<(u64, u64)>);
+
 impl World {
     /// Faults begin.
     pub(in crate::pg::simulation) fn begin_faults(&mut self, every_ms: u64) {
@@ -13,7 +16,7 @@ impl World {
     pub(in crate::pg::simulation) fn write_known(&mut self, inode: u64, number: u64) {
         let Some(primary) = self.meta.config().primary else { return };
         let payload = Bytes::from(vec![inode as u8; CHUNK as usize - (inode % 7) as usize]);
-        let request = protocol::RequestId { session: SessionId(9000), sequence: number, low_water: 0 };
+        let request = RequestId { session: SessionId(9000), sequence: number, low_water: 0 };
         let object = protocol::ObjectId { pool: PG.pool, inode: protocol::InodeId(inode), chunk: 0 };
         let context =
             protocol::data::ObjectContext { object, pg_num: 1, truncations: Vec::new(), fence: MapEpoch(0) };
@@ -85,6 +88,48 @@ impl World {
         self.nodes.iter().map(node).collect::<Vec<_>>().join("\n")
     }
 
+    /// Requests that a living server has and does not answer.
+    pub(in crate::pg::simulation) fn unanswered(&self) -> usize {
+        self.nodes.values().filter(|node| node.alive).map(|node| node.tokens.len()).sum()
+    }
+
+    /// Servers that hold what was synced in every group, and know it.
+    fn may_be_left(&self) -> Vec<DataServerId> {
+        let fit = |server: &DataServerId| {
+            let node = &self.nodes[server];
+            let certain = |config: &PgConfig| {
+                config.certain().any(|m| m.server == *server && m.incarnation == node.incarnation)
+            };
+            node.clean && node.alive && self.meta.groups.values().all(certain)
+        };
+        self.ids().into_iter().filter(fit).collect()
+    }
+
+    pub(in crate::pg::simulation) fn may_lose_all_but_one(&self) -> bool {
+        !self.may_be_left().is_empty()
+    }
+
+    /// All members are lost but one, and the power fails there too. Everybody waits for the others until an
+    /// administrator says that they will not come back.
+    pub(in crate::pg::simulation) fn lose_all_but_one(&mut self) {
+        self.forget_unsynced();
+        let fit = self.may_be_left();
+        let left = fit[self.rng.below(fit.len() as u64) as usize];
+        let lost: Vec<DataServerId> = self.ids().into_iter().filter(|id| *id != left).collect();
+        lost.iter().for_each(|id| self.destroy(*id));
+        self.stop(left, true, Some(50));
+    }
+
+    /// Requests and truncation floors that a server remembers in a group.
+    fn remembered(&self, server: DataServerId, pg: PgId) -> Option<Remembered> {
+        let copy = &self.nodes[&server].replicas.get(&pg)?.group.copy;
+        let image = copy.table.image(copy.head());
+        let session = |s: &protocol::replication::SessionImage| {
+            (s.session.0, s.low_water, s.done.iter().map(|(number, _)| *number).collect())
+        };
+        Some((image.sessions.iter().map(session).collect(), image.floors))
+    }
+
     /// What differs between the in-sync members of a group, or is where it does not belong, if something is.
     pub(in crate::pg::simulation) fn divergence(&self) -> Option<String> {
         self.meta.groups.iter().find_map(|(pg, config)| self.divergence_of(*pg, config))
@@ -106,6 +151,12 @@ impl World {
             return Some(format!("{key} on server {first} belongs to another group"));
         }
         for other in others {
+            let (ours, theirs) = (self.remembered(*first, pg), self.remembered(*other, pg));
+            if ours != theirs {
+                return Some(format!(
+                    "group {pg}: servers {first} and {other} remember {ours:?} and {theirs:?}"
+                ));
+            }
             let objects = objects(other);
             if objects != expected {
                 let differing = expected.iter().find(|(key, object)| objects.get(key) != Some(object));
