@@ -711,8 +711,8 @@ pub enum MetaError {
     /// What a system call would return.
     #[error("{0}")]
     Errno(Errno),
-    /// The certificate does not allow it.
-    #[error("the certificate does not allow this operation: {0}")]
+    /// The certificate does not allow it, or it is not possible: the sentence says which.
+    #[error("refused: {0}")]
     Refused(String),
     /// A compare-and-set on a group's configuration failed.
     #[error("the group's configuration is at version {version}")]

@@ -14,8 +14,8 @@ pub enum MetaFailure {
     /// The session that this belongs to has expired; it was not and will not be sent again.
     #[error("the session has expired")]
     SessionLost,
-    /// The certificate does not allow it.
-    #[error("the certificate does not allow this operation: {0}")]
+    /// The certificate does not allow it, or it is not possible: the sentence says which.
+    #[error("refused: {0}")]
     Refused(String),
     /// The server answered with something that is no answer to the question.
     #[error(
